@@ -1,0 +1,21 @@
+"""One decoder for every family, and its way in from and out to Hugging Face folders."""
+
+from jaxpref.models.attention import Cache
+from jaxpref.models.config import PRESETS, Config, preset
+from jaxpref.models.linear import linear
+from jaxpref.models.model import Model, init, mask_layout
+from jaxpref.models.rope import LinearScaling, Llama3Scaling, Rope
+
+__all__ = [
+  'PRESETS',
+  'Cache',
+  'Config',
+  'LinearScaling',
+  'Llama3Scaling',
+  'Model',
+  'Rope',
+  'init',
+  'linear',
+  'mask_layout',
+  'preset',
+]

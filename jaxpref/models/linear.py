@@ -1,0 +1,54 @@
+"""The one seam through which every projection goes, and the module that holds its weight."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxpref.typing import Array
+
+
+def linear(x: Array, w: Array, dtype=None) -> Array:
+  """x [..., I] times w [I, O] -> [..., O], computed in x's dtype, returned in `dtype` or x's."""
+  return jnp.einsum('...i,io->...o', x, w.astype(x.dtype), preferred_element_type=dtype)
+
+
+class Linear(nnx.Module):
+  """w [I, O], normal with standard deviation `scale` / sqrt(I), and a zero bias b [O] if asked."""
+
+  def __init__(self, key: Array, shape: tuple[int, int], *, bias: bool, scale: float = 1.0):
+    self.bias = bias
+    self.w = nnx.Param(jax.random.normal(key, shape) * (scale * shape[0] ** -0.5))
+    if bias:
+      self.b = nnx.Param(jnp.zeros(shape[1]))
+
+  def __call__(self, x: Array) -> Array:
+    y = linear(x, self.w.get_value())
+    return y + _along(self.b.get_value(), y) if self.bias else y
+
+
+class Norm(nnx.Module):
+  """Root-mean-square or layer normalisation of the last axis, in float32.
+
+  https://arxiv.org/abs/1910.07467 and https://arxiv.org/abs/1607.06450.
+  """
+
+  def __init__(self, size: int, *, kind: str, eps: float):
+    self.kind, self.eps = kind, eps
+    self.scale = nnx.Param(jnp.ones(size))
+    if kind == 'layer':
+      self.bias = nnx.Param(jnp.zeros(size))
+
+  def __call__(self, x: Array) -> Array:
+    y = x.astype(jnp.float32)
+    if self.kind == 'layer':
+      y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
+    y = y * _along(self.scale.get_value(), y)
+    if self.kind == 'layer':
+      y = y + _along(self.bias.get_value(), y)
+    return y.astype(x.dtype)
+
+
+def _along(vector: Array, x: Array) -> Array:
+  """A vector [D] in x's dtype, shaped to broadcast over x [..., D]."""
+  return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))

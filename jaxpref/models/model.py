@@ -1,0 +1,185 @@
+"""A model as the rest of the package sees it: a frozen description and pure functions of params.
+
+Parameters are a plain nested dict of arrays (`layers/attention/q/w` and so on; a layer's have a
+leading layer axis). Nothing beyond `models/` knows flax.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from jaxpref.models.attention import Cache, Cached, Flat, checked_fill
+from jaxpref.models.config import Config
+from jaxpref.models.decoder import Decoder
+from jaxpref.typing import Array, Layout, Params
+
+# Policies of jax.checkpoint_policies that need no further argument.
+REMAT = (
+  'full',
+  'everything_saveable',
+  'dots_saveable',
+  'dots_with_no_batch_dims_saveable',
+)
+
+
+def default_dtype() -> np.dtype:
+  """Of computation: float32 on CPU, bfloat16 on accelerators."""
+  return jnp.dtype('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+  """Static under jit: `jax.jit(lambda params: model.hidden(params, tokens, layout))`.
+
+  Attributes:
+    config: the decoder.
+    dtype: of the computation; parameters of any float dtype are cast where they are used. Norms,
+      rotations and the softmax are float32 always. None: `default_dtype()`.
+    remat: what a layer keeps for its gradient. None keeps all; 'full' keeps its input and computes
+      the rest again; else a policy of `jax.checkpoint_policies` by name (see `REMAT`), such as
+      'dots_with_no_batch_dims_saveable': outputs of projections are kept, attention is not.
+  """
+
+  config: Config
+  dtype: np.dtype | None = None
+  remat: str | None = None
+
+  def __post_init__(self):
+    dtype = default_dtype() if self.dtype is None else jnp.dtype(self.dtype)
+    object.__setattr__(self, 'dtype', dtype)
+    if self.remat is not None and self.remat not in REMAT:
+      raise ValueError(f'remat must be None or one of {REMAT}, got {self.remat!r}')
+
+  def replace(self, **changes) -> 'Model':
+    return dataclasses.replace(self, **changes)
+
+  def hidden(self, params: Params, tokens, layout, cache: Cache | None = None):
+    """Final-normed states, in the compute dtype.
+
+    Args:
+      params: as `init` or `load_hf` made them.
+      tokens: int32 [B, L] or [G, R, L], or a tuple of [G, R, L] of one G and several R and L: dense
+        work is then done once over all tokens, only attention goes row by row.
+      layout: a `Layout` of the same shape, or a tuple of them.
+      cache: from `init_cache`, with tokens [B, L], which join it at its fill index.
+
+    Returns:
+      States, of the structure of tokens with D appended; with a cache `(states, cache)`.
+    """
+    decoder = nnx.merge(_structure(self.config)[0], params)
+    run = functools.partial(decoder.hidden, dtype=self.dtype, checkpoint=self._checkpoint())
+    if cache is not None:
+      _check_tokens(tokens, layout, ranks=(2,))
+      checked_fill(cache, tokens.shape[1])
+      attention = Cached(cache, layout)
+      states, memory = run(tokens, layout.positions, attention, (cache.k, cache.v))
+      return states, Cache(*memory, attention.layout, cache.fill + tokens.shape[1])
+    if not isinstance(tokens, tuple):
+      _check_tokens(tokens, layout, ranks=(2, 3))
+      rows = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), (tokens, layout))
+      (states,) = self.hidden(params, *((part,) for part in rows))
+      return states.reshape(*tokens.shape, -1)
+    for part, part_layout in zip(tokens, layout, strict=True):
+      _check_tokens(part, part_layout, ranks=(3,))
+    flat = _end_to_end(tokens)
+    positions = _end_to_end(tuple(part.positions for part in layout))
+    states, _ = run(flat, positions, Flat(layout), None)
+    ends = np.cumsum([part.shape[1] * part.shape[2] for part in tokens])
+    parts = jnp.split(states, ends[:-1], axis=1)
+    return tuple(x.reshape(*part.shape, x.shape[-1]) for x, part in zip(parts, tokens, strict=True))
+
+  def unembed(self, params: Params, states: Array) -> Array:
+    """float32 logits [..., V] of states [..., D]."""
+    return nnx.merge(_structure(self.config)[0], params).unembed(states)
+
+  def logits(self, params: Params, tokens: Array, mask: Array) -> Array:
+    """float32 [B, T, V] for one sequence a row, padded on either side.
+
+    Args:
+      tokens: int32 [B, T].
+      mask: bool [B, T], False on padding; positions count the real tokens.
+    """
+    return self.unembed(params, self.hidden(params, tokens, mask_layout(mask)))
+
+  def init_cache(self, batch: int, length: int, dtype=None) -> Cache:
+    """An empty cache of `length` slots for each of `batch` rows; `dtype` is the compute dtype."""
+    config = self.config
+    shape = config.num_layers, batch, config.num_kv_heads, length, config.head_dim
+    k = jnp.zeros(shape, dtype or self.dtype)
+    slots = jnp.zeros((batch, length), jnp.int32)
+    return Cache(k, k, Layout(slots, slots, slots), jnp.zeros((), jnp.int32))
+
+  def param_shapes(self, dtype=jnp.float32) -> Params:
+    """The parameters as `jax.ShapeDtypeStruct`s."""
+    shapes = _structure(self.config)[1]
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes)
+
+  def flops_per_token(self, context: float) -> float:
+    """Forward model FLOPs of one token that attends to `context` keys, the head left out.
+
+    Two for each weight of a projection, four for each key and head channel (scores and their sum).
+    """
+    config = self.config
+    projections = sum(
+      x.size for path, x in jax.tree.leaves_with_path(self.param_shapes()['layers']) if _is_w(path)
+    )
+    keys = sum(min(context, w or context) for w in config.windows or (None,) * config.num_layers)
+    return 2.0 * projections + 4.0 * keys * config.num_heads * config.head_dim
+
+  @property
+  def head_flops_per_token(self) -> float:
+    """Forward model FLOPs of one token's logits."""
+    return 2.0 * self.config.width * self.config.vocab_size
+
+  def _checkpoint(self) -> Callable:
+    if self.remat is None:
+      return lambda layer: layer
+    policy = None if self.remat == 'full' else getattr(jax.checkpoint_policies, self.remat)
+    # Inside a scan the compiler cannot merge the two computations, so nothing need prevent it.
+    return functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
+
+
+def init(config: Config, key: Array, dtype=jnp.float32) -> tuple[Model, Params]:
+  """A model from scratch: its parameters in `dtype`, drawn from `key`."""
+
+  @jax.jit
+  def make(key):
+    params = nnx.to_pure_dict(nnx.state(Decoder(config, key)))
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+  return Model(config), make(key)
+
+
+def mask_layout(mask: Array) -> Layout:
+  """The layout of one sequence a row, mask bool [B, T] (False is padding, on either side)."""
+  real = mask.astype(jnp.int32)
+  return Layout(jnp.maximum(jnp.cumsum(real, axis=-1) - 1, 0), real, jnp.zeros_like(real))
+
+
+@functools.cache
+def _structure(config: Config):
+  """The decoder's graph and its parameters' shapes, made without computing any."""
+  module = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
+  graphdef, state = nnx.split(module)
+  return graphdef, nnx.to_pure_dict(state)
+
+
+def _end_to_end(parts: tuple[Array, ...]) -> Array:
+  return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
+
+
+def _is_w(path) -> bool:
+  return path[-1].key == 'w'
+
+
+def _check_tokens(tokens, layout: Layout, ranks: tuple[int, ...]):
+  if tokens.ndim not in ranks or any(x.shape != tokens.shape for x in layout):
+    raise ValueError(
+      f'tokens must have rank {" or ".join(map(str, ranks))} and the layout its shape; got tokens '
+      f'{tokens.shape}, layout {tuple(x.shape for x in layout)}'
+    )
