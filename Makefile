@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_NUM_THREADS=1 NPROC=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15
 
 .DELETE_ON_ERROR:
-.PHONY: help setup quickstart test test-all lint format clean
+.PHONY: help setup quickstart test test-all test-fast lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -23,11 +23,11 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	  echo "Install one and name it: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; \
 	fi; \
 	echo "Setting up $(VENV) with $$($$python --version); the first time takes a minute or two"; \
-	{ $$python -m venv $(VENV) >/dev/null 2>&1 || $$python -m venv --without-pip $(VENV); } && \
-	if $(BIN)/python -m pip --version >/dev/null 2>&1; then pip="$(BIN)/python -m pip"; \
-	else pip="$$python -m pip --python $(BIN)/python"; fi && \
-	$$pip install --quiet --disable-pip-version-check -r requirements.txt && \
-	$$pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	pip='-m pip --quiet --disable-pip-version-check'; \
+	if $$python -c 'import ensurepip' 2>/dev/null; then $$python -m venv $(VENV); \
+	else $$python -m venv --without-pip $(VENV) && $$python $$pip --python $(BIN)/python install pip; fi && \
+	$(BIN)/python $$pip install -r requirements.txt && \
+	$(BIN)/python $$pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
 quickstart: setup  ## pretrain, prefer and measure a small model on this CPU; see quickstart/report.md
@@ -38,6 +38,9 @@ test: setup lint  ## lint, types, layers, then the tests that take seconds
 
 test-all: setup  ## the long tests, which `make test` leaves out
 	@$(PYTEST) -m slow
+
+test-fast: setup  ## what a second Python is checked with: the short tests without lint, first failure ends
+	@$(PYTEST) -m 'not slow' --maxfail 1
 
 lint: setup  ## ruff, mypy and the order of the layers
 	@$(BIN)/ruff check --quiet .
