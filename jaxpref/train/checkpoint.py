@@ -1,0 +1,327 @@
+"""What a run leaves on disk so that it can go on, or be evaluated and exported (Orbax).
+
+  <folder>/checkpoints/<step>/state   the whole TrainState, sharded as it was
+  <folder>/checkpoints/<step>/meta    JSON: step, metrics, and what the caller adds
+  <folder>/reference                  the reference's parameters, written once
+
+A state is stored as nested dicts under the names of its leaves ('params/layers/...'), so that its
+parts can be read without the classes, the optimizer or the devices that it was made with.
+This is the only file that imports Orbax.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+from jaxpref.train.workdir import check_writable
+from jaxpref.typing import Params
+
+_NAMED = 5  # leaves that an error lists before it only counts
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Kept are the newest `keep_last` and, with `keep_best=(metric, 'max' | 'min')`, also the one with
+  the best value of that metric. With `read_only` nothing is made, cleaned or moved, so that a
+  running training can be looked at.
+  """
+
+  def __init__(
+    self,
+    folder: str | os.PathLike,
+    *,
+    keep_last: int = 3,
+    keep_best: tuple[str, str] | None = None,
+    read_only: bool = False,
+  ):
+    if keep_last < 1:
+      raise ValueError(
+        f'keep_last={keep_last}: a run resumes from its newest checkpoint; keep >= 1'
+      )
+    if keep_best is not None and (len(keep_best) != 2 or keep_best[1] not in ('max', 'min')):
+      raise ValueError(f"keep_best={keep_best!r}: expected (metric, 'max') or (metric, 'min')")
+    folder = pathlib.Path(folder).expanduser().absolute()
+    self._steps_folder, self._reference = folder / 'checkpoints', folder / 'reference'
+    self._read_only = read_only
+    if read_only and not self._steps_folder.is_dir():
+      raise FileNotFoundError(
+        f'{self._steps_folder} not found: {folder} is not the workdir of a run'
+      )
+    if not read_only:
+      check_writable(self._steps_folder)
+    self._keep = _Keep(keep_last, keep_best)
+    self._manager = ocp.CheckpointManager(
+      self._steps_folder,
+      item_names=('state', 'meta'),
+      options=ocp.CheckpointManagerOptions(
+        create=False, preservation_policy=self._keep, cleanup_tmp_directories=not read_only
+      ),
+    )
+    self._reader = ocp.PyTreeCheckpointHandler()
+    self._steps_folder = self._manager.directory  # in Orbax's own path type
+    self._reference = self._steps_folder.parent / 'reference'
+    for step in self.steps():
+      try:
+        self._keep.note(step, self._meta(step)['metrics'])
+      except Exception as error:  # whatever the damage, restore() is the one to judge it
+        logging.warning(
+          'checkpoint %s has no readable metadata: %s', self._path(step), _line(error)
+        )
+
+  def steps(self) -> list[int]:
+    """Steps with a complete checkpoint, ascending; one still being written is not among them."""
+    if self._read_only:
+      self._manager.reload()
+    return sorted(self._manager.all_steps())
+
+  def latest_step(self) -> int | None:
+    return max(self.steps(), default=None)
+
+  def best_step(self) -> int | None:
+    """The step that `keep_best` holds; None without it or before its metric was seen."""
+    return self._keep.best(self.steps())
+
+  def save(
+    self,
+    step: int,
+    state: Any,
+    meta: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
+  ) -> bool:
+    """Starts to write `state`, a pytree of arrays, and returns; False if `step` is there already.
+
+    The caller may donate `state` at once. `meta` is JSON (config, data position, ...); `metrics`
+    decide what is best. An error of the write before this one is raised here, in `wait` or `close`.
+    """
+    self._refuse_read_only()
+    self.wait()
+    if step in self._manager.all_steps():
+      return False
+    numbers = {name: float(value) for name, value in (metrics or {}).items()}
+    record = {**(meta or {}), 'step': int(step), 'metrics': numbers}
+    try:
+      json.dumps(record)
+    except TypeError as error:
+      raise TypeError(f'the metadata of a checkpoint must be JSON: {error}') from None
+    self._keep.note(step, numbers)
+    items = ocp.args.Composite(
+      state=ocp.args.PyTreeSave(_nest(state)), meta=ocp.args.JsonSave(record)
+    )
+    return self._manager.save(step, args=items, force=True)
+
+  def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
+    """(state, meta) of `step`, by default of the newest checkpoint that can be read.
+
+    `abstract_state` is the state's pytree with jax.ShapeDtypeStruct (or arrays) as leaves; each
+    leaf is restored onto its `sharding`, whatever it was saved from (numpy where it has none).
+    Without `step`, a damaged checkpoint is named in a warning and moved aside to `<step>.corrupt`,
+    and the one before it is taken. Raises ValueError, naming leaves, if the tree, a shape or a
+    dtype differs from what was saved; FileNotFoundError without any readable checkpoint.
+    """
+    wanted = _nest(abstract_state)
+
+    def read(path: Any) -> Any:
+      saved = self._saved(path)
+      _check_same(path, _leaves(saved), _leaves(wanted))
+      return self._read(path, wanted)
+
+    tree, meta = self._first_readable(read, step)
+    leaves = _leaves(tree)
+    paths, structure = jax.tree_util.tree_flatten_with_path(abstract_state)
+    return jax.tree.unflatten(structure, [leaves[_name(path)] for path, _ in paths]), meta
+
+  def restore_params(
+    self, step: int | None = None, *, ema: bool = False, shardings: Any = None
+  ) -> Params:
+    """The parameters (or their running average) of `step`, by default of the newest readable one.
+
+    Nested dicts of numpy arrays, or, with `shardings` (a tree like the parameters), jax arrays.
+    """
+    part = 'ema' if ema else 'params'
+
+    def read(path: Any) -> Any:
+      saved = self._saved(path)
+      if not saved.get(part):
+        raise _Mismatch(f'{path} holds no {part!r}; it holds {sorted(saved)}')
+      return self._read(path, {part: _abstract(saved[part], shardings)})[part]
+
+    return self._first_readable(read, step)[0]
+
+  def has_reference(self) -> bool:
+    return self._reference.is_dir()
+
+  def save_reference(self, params: Params) -> None:
+    """Writes the reference's parameters, and returns when they are on disk."""
+    if self.has_reference():
+      raise FileExistsError(f'{self._reference} exists; the reference of a run is written once')
+    self._refuse_read_only()
+    with ocp.PyTreeCheckpointer() as writer:
+      writer.save(self._reference, args=ocp.args.PyTreeSave(params))
+
+  def restore_reference(self, shardings: Any = None) -> Params:
+    """As `restore_params`, of the reference."""
+    if not self.has_reference():
+      raise FileNotFoundError(f'{self._reference} not found: this run saved no reference')
+    try:
+      return self._read(self._reference, _abstract(self._saved(self._reference), shardings))
+    except Exception as error:
+      message = f'{self._reference} cannot be read ({_line(error)}); remove it and start again'
+      raise OSError(message) from error
+
+  def wait(self) -> None:
+    """Returns when what was saved is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self.wait()
+    self._manager.close()
+
+  def _first_readable(
+    self, read: Callable[[Any], Any], step: int | None
+  ) -> tuple[Any, dict[str, Any]]:
+    self.wait()
+    steps = self.steps()
+    if step is not None and step not in steps:
+      raise FileNotFoundError(f'no checkpoint of step {step} in {self._steps_folder}; have {steps}')
+    damaged = {}
+    for candidate in [step] if step is not None else reversed(steps):
+      try:
+        found = read(self._path(candidate) / 'state'), self._meta(candidate)
+      except (_Mismatch, MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the caller's or the machine's fault, not the file's
+      except Exception as error:  # Orbax and TensorStore raise whatever they stumble over
+        damaged[candidate] = error
+        logging.warning('checkpoint %s is damaged: %s', self._path(candidate), _line(error))
+        continue
+      if not self._read_only:
+        self._move_aside(damaged)
+      return found
+    if not damaged:
+      raise FileNotFoundError(f'no checkpoint in {self._steps_folder}')
+    names = ', '.join(f'{self._path(one)} ({_line(error)})' for one, error in damaged.items())
+    raise OSError(f'no readable checkpoint: {names}')
+
+  def _move_aside(self, steps: Sequence[int]) -> None:
+    """Frees the names of damaged checkpoints: the run will reach these steps again."""
+    for step in steps:
+      self._keep.forget(step)
+      if jax.process_index() == 0:
+        aside = f'{step}.corrupt'
+        count = len(list(self._steps_folder.glob(f'{aside}*')))
+        self._path(step).rename(self._steps_folder / (f'{aside}.{count}' if count else aside))
+    if steps:
+      ocp.multihost.sync_global_processes('jaxpref:damaged checkpoints moved')
+      self._manager.reload()
+
+  def _path(self, step: int) -> Any:
+    return self._steps_folder / str(step)
+
+  def _meta(self, step: int) -> dict[str, Any]:
+    return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+
+  def _saved(self, path: Any) -> dict[str, Any]:
+    """The stored tree, with shapes and dtypes as leaves."""
+    return self._reader.metadata(path).tree
+
+  def _read(self, path: Any, tree: Any) -> Any:
+    how = ocp.checkpoint_utils.construct_restore_args(tree)
+    args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
+    return self._reader.restore(path, args=args)
+
+  def _refuse_read_only(self) -> None:
+    if self._read_only:
+      raise ValueError(f'{self._steps_folder} was opened read_only; open it without to save')
+
+
+class _Mismatch(ValueError):
+  """The checkpoint is sound but is not what the caller asks for."""
+
+
+class _Keep:
+  """Which checkpoints stay: the newest ones and the best one."""
+
+  def __init__(self, last: int, best: tuple[str, str] | None):
+    self._last, self._best = last, best
+    self._scores: dict[int, float] = {}
+
+  def note(self, step: int, metrics: Mapping[str, float]) -> None:
+    if self._best is not None and self._best[0] in metrics:
+      score = metrics[self._best[0]] * (1 if self._best[1] == 'max' else -1)
+      if not math.isnan(score):
+        self._scores[step] = score
+
+  def forget(self, step: int) -> None:
+    self._scores.pop(step, None)
+
+  def best(self, steps: Sequence[int]) -> int | None:
+    """Of equal ones the newest."""
+    scored = [step for step in steps if step in self._scores]
+    return max(scored, key=lambda step: (self._scores[step], step), default=None)
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    del context
+    steps = sorted(one.step for one in checkpoints)
+    kept = {*steps[-self._last :], self.best(steps)}
+    return [one.step in kept for one in checkpoints]
+
+
+def _name(path: tuple[Any, ...]) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+  return {_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _nest(tree: Any) -> dict[str, Any]:
+  """Nested dicts under the keys, field names and indices on the way to each leaf."""
+  nested: dict[str, Any] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    node = nested
+    *folders, last = (_name((key,)) for key in path)
+    for key in folders:
+      node = node.setdefault(key, {})
+    node[last] = leaf
+  return nested
+
+
+def _abstract(saved: Any, shardings: Any) -> Any:
+  if shardings is None:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved)
+  return jax.tree.map(
+    lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+    saved,
+    shardings,
+  )
+
+
+def _check_same(path: Any, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+  wrong = [f'{name} is saved but not asked for' for name in saved if name not in wanted]
+  wrong += [f'{name} is asked for but not saved' for name in wanted if name not in saved]
+  for name in saved.keys() & wanted.keys():
+    have, want = saved[name], wanted[name]
+    if tuple(have.shape) != tuple(want.shape) or np.dtype(have.dtype) != np.dtype(want.dtype):
+      wrong.append(
+        f'{name} is saved as {have.dtype}{list(have.shape)}, '
+        f'asked for as {want.dtype}{list(want.shape)}'
+      )
+  if wrong:
+    rest = f'\n  and {len(wrong) - _NAMED} more' if len(wrong) > _NAMED else ''
+    listed = '\n  '.join(sorted(wrong)[:_NAMED])
+    raise _Mismatch(
+      f'{path} holds another state:\n  {listed}{rest}\n'
+      'Build the state with the model and optimizer of the config that the run was started with.'
+    )
+
+
+def _line(error: Exception) -> str:
+  return f'{type(error).__name__}: {str(error).strip()[:200]}'.replace('\n', ' ')

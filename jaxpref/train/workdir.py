@@ -1,0 +1,175 @@
+"""The folder of one run, and the promise that it holds one run only.
+
+  config.json      the configuration, sorted; written once, before anything else
+  metrics.jsonl    one line a logged step (writers.py)
+  checkpoints/     one folder a saved step, and reference/ (checkpoint.py)
+  tensorboard/     event files (writers.py)
+
+Running the same command again resumes; running another one in the same folder is refused.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from absl import logging
+
+# May differ when a run resumes: what is reported and kept, and what moves results by rounding only
+# (where and in which pieces the same step is computed).
+FREE = ('log', 'eval', 'checkpoint', 'mesh', 'remat', 'batch.microbatches')
+# May grow, to train for longer.
+GROWING = ('steps', 'epochs')
+
+
+class Workdir(NamedTuple):
+  """`path` of the run; `reopened` tells whether an earlier run of the same config was here."""
+
+  path: pathlib.Path
+  reopened: bool
+
+  @property
+  def metrics(self) -> pathlib.Path:
+    return self.path / 'metrics.jsonl'
+
+  @property
+  def tensorboard(self) -> pathlib.Path:
+    return self.path / 'tensorboard'
+
+
+def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> Workdir:
+  """Makes the folder, or re-opens that of an earlier run with the same config.
+
+  Raises ValueError that names every key whose value differs from the earlier run's, with both
+  values; keys under FREE may differ and those in GROWING may grow. Raises OSError where the folder
+  cannot be made or written. Processes other than 0 write nothing.
+  """
+  if '://' in os.fspath(path):
+    raise ValueError(
+      f'workdir {os.fspath(path)!r} is a URL; jaxpref writes to folders: mount the bucket '
+      '(gcsfuse for gs://) and give the mounted path'
+    )
+  folder = pathlib.Path(path).expanduser().absolute()
+  now = _plain(config)
+  file = folder / 'config.json'
+  reopened = file.exists()
+  if reopened:
+    _refuse_other(file, _read(file), now)
+  elif (folder / 'checkpoints').exists():
+    raise ValueError(
+      f'{folder} holds checkpoints but no config.json, so whose they are cannot be told; '
+      'put the config.json back or choose another workdir'
+    )
+  if jax.process_index() == 0:
+    check_writable(folder)
+    write_atomically(file, json.dumps(now, indent=2, sort_keys=True) + '\n')
+  return Workdir(folder, reopened)
+
+
+def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
+  """The configuration of the run in folder `path`; lists and tuples come back as tuples."""
+  file = pathlib.Path(path).expanduser() / 'config.json'
+  if not file.exists():
+    raise FileNotFoundError(f'{file} not found: {os.fspath(path)} is not the workdir of a run')
+  return ml_collections.ConfigDict(_tuples(_read(file)))
+
+
+def check_writable(folder: pathlib.Path) -> None:
+  """Makes `folder`; raises OSError that names it where that or writing into it fails."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+      pass
+  except OSError as error:
+    reason = error.strerror or error
+    message = f'cannot write to {folder}: {reason}; choose a folder that you may write to'
+    raise type(error)(error.errno, message) from None
+
+
+def write_atomically(file: pathlib.Path, text: str) -> None:
+  """Readers see the old text or the new one, also when the process is killed half-way."""
+  half = file.with_name(f'{file.name}.{os.getpid()}.tmp')
+  with open(half, 'w', encoding='utf-8') as out:
+    out.write(text)
+    out.flush()
+    os.fsync(out.fileno())
+  os.replace(half, file)
+
+
+def _refuse_other(file: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+  old, new = dict(_flat(before)), dict(_flat(now))
+  lines = []
+  for key in sorted(old.keys() | new.keys()):
+    was, now_is = old.get(key, _ABSENT), new.get(key, _ABSENT)
+    if was == now_is or any(f'{key}.'.startswith(f'{free}.') for free in FREE):
+      continue
+    if key in GROWING and isinstance(was, int | float) and isinstance(now_is, int | float):
+      if was < now_is:
+        logging.warning(
+          '%s grows from %s to %s: a schedule that ends with the run is another one from here on',
+          key,
+          was,
+          now_is,
+        )
+        continue
+      hint = ' (it may grow, not shrink)'
+    else:
+      hint = ''
+    lines.append(f'  {key}: {was!r} there, {now_is!r} now{hint}')
+  if lines:
+    raise ValueError(
+      f'{file} was written by a run with another config:\n'
+      + '\n'.join(lines)
+      + '\nTo resume that run restore these values; to start another one choose another workdir.'
+    )
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config as JSON reads it back (tuples are lists), so that two of them can be compared."""
+  is_config = isinstance(config, ml_collections.ConfigDict | ml_collections.FrozenConfigDict)
+  values = config.to_dict() if is_config else dict(config)
+  for key, value in _flat(values):
+    try:
+      json.dumps(value)
+    except TypeError:
+      raise TypeError(
+        f'config.{key} = {value!r} is a {type(value).__name__}; a config holds numbers, strings, '
+        'booleans, None, tuples and dicts of them'
+      ) from None
+  return json.loads(json.dumps(values))
+
+
+def _read(file: pathlib.Path) -> dict[str, Any]:
+  try:
+    return json.loads(file.read_text(encoding='utf-8'))
+  except ValueError as error:
+    message = f'{file} is not valid JSON ({error}); restore it or use another workdir'
+    raise ValueError(message) from None
+
+
+class _Absent:
+  def __repr__(self):
+    return 'absent'
+
+
+_ABSENT = _Absent()
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+  for key, value in tree.items():
+    if isinstance(value, Mapping) and value:
+      yield from _flat(value, f'{prefix}{key}.')
+    else:
+      yield f'{prefix}{key}', value
+
+
+def _tuples(value: Any) -> Any:
+  if isinstance(value, dict):
+    return {key: _tuples(item) for key, item in value.items()}
+  if isinstance(value, list):
+    return tuple(_tuples(item) for item in value)
+  return value

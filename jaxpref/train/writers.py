@@ -1,0 +1,167 @@
+"""Where metrics go: `metrics.jsonl`, TensorBoard and Weights & Biases behind one small protocol.
+
+A killed run repeats the steps after its last checkpoint; opening the writers removes what they had
+written about those steps, so that every step stands once in each file.
+"""
+
+import json
+import math
+import pathlib
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import jax
+from absl import logging
+
+from jaxpref.train.workdir import Workdir, write_atomically
+
+
+class Writer(Protocol):
+  def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+  def close(self) -> None: ...
+
+
+class Writers:
+  """Several writers as one."""
+
+  def __init__(self, writers: Sequence[Writer] = ()):
+    self.writers = tuple(writers)
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    for writer in self.writers:
+      writer.write(step, metrics)
+
+  def close(self) -> None:
+    for writer in self.writers:
+      writer.close()
+
+
+def open_writers(
+  workdir: Workdir,
+  resume_step: int = 0,
+  *,
+  tensorboard: bool = True,
+  wandb: str = '',
+  config: Mapping[str, Any] | None = None,
+) -> Writers:
+  """The run's writers, with everything after `resume_step` (0: a new run) removed.
+
+  `wandb` names a Weights & Biases project, '' is off; `config` (plain values) is shown there.
+  Processes other than 0 get a writer that does nothing.
+  """
+  if jax.process_index() != 0:
+    return Writers()
+  writers: list[Writer] = [JsonLines(workdir.metrics, resume_step)]
+  if tensorboard:
+    writers.append(TensorBoard(workdir.tensorboard, resume_step))
+  if wandb:
+    writers.append(Wandb(workdir.path, wandb, config or {}))
+  return Writers(writers)
+
+
+class JsonLines:
+  """One JSON object a line: `step` and the metrics.
+
+  Floats round-trip exactly; nan and infinities, which JSON lacks, are the strings 'nan', 'inf' and
+  '-inf'. Every line reaches the file at once.
+  """
+
+  def __init__(self, path: pathlib.Path, resume_step: int = 0):
+    _truncate(path, resume_step)
+    self._file = open(path, 'a', encoding='utf-8')
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    line = {'step': int(step)} | {name: _jsonable(value) for name, value in metrics.items()}
+    self._file.write(json.dumps(line, allow_nan=False) + '\n')
+    self._file.flush()
+
+  def close(self) -> None:
+    self._file.close()
+
+
+def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
+  """The lines of a `metrics.jsonl`; what a killed run left half-written is skipped."""
+  text = pathlib.Path(path).read_text(encoding='utf-8', errors='replace')
+  return [line for line in map(_parse, text.splitlines()) if line is not None]
+
+
+class TensorBoard:
+  """Event files; a reader drops earlier events from `resume_step` + 1 on."""
+
+  def __init__(self, folder: pathlib.Path, resume_step: int = 0):
+    import tensorboardX  # slow to import, and only runs need it
+
+    self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+      self._writer.add_scalar(name, float(value), int(step))
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+class Wandb:
+  """One Weights & Biases run per workdir: its id is kept there, in `wandb_id`.
+
+  After a resume the service ignores the steps that it already has; they are the same.
+  """
+
+  def __init__(self, folder: pathlib.Path, project: str, config: Mapping[str, Any]):
+    try:
+      import wandb
+    except ImportError:
+      raise ImportError(
+        f'config.log.wandb={project!r} needs the wandb package: `pip install jaxpref[wandb]`, '
+        "or set config.log.wandb=''"
+      ) from None
+    known = folder / 'wandb_id'
+    if not known.exists():
+      write_atomically(known, secrets.token_hex(8))
+    self._run = wandb.init(
+      project=project,
+      name=folder.name,
+      id=known.read_text(encoding='utf-8'),
+      resume='allow',
+      dir=str(folder),
+      config=dict(config),
+    )
+
+  def write(self, step: int, metrics: Mapping[str, float]) -> None:
+    self._run.log({name: float(value) for name, value in metrics.items()}, step=int(step))
+
+  def close(self) -> None:
+    self._run.finish()
+
+
+def _jsonable(value: float) -> int | float | str:
+  if isinstance(value, int):
+    return value
+  number = float(value)
+  return number if math.isfinite(number) else str(number)
+
+
+def _parse(line: str) -> dict[str, float] | None:
+  try:
+    values = json.loads(line)
+    return {name: float(x) if isinstance(x, str) else x for name, x in values.items()}
+  except (ValueError, AttributeError):
+    return None
+
+
+def _truncate(path: pathlib.Path, resume_step: int) -> None:
+  """Keeps the whole lines of steps up to `resume_step`."""
+  if not path.exists():
+    return
+  text = path.read_text(encoding='utf-8', errors='replace')
+  kept = []
+  for number, line in enumerate(text.splitlines(), 1):
+    values = _parse(line)
+    if values is None or 'step' not in values:
+      logging.warning('%s:%d is not a line of metrics and is dropped: %.80r', path, number, line)
+    elif values['step'] <= resume_step:
+      kept.append(line + '\n')
+  if ''.join(kept) != text:
+    write_atomically(path, ''.join(kept))
