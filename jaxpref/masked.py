@@ -1,0 +1,138 @@
+"""Statistics of the entries that count: sums, means, quantiles and loss reductions under a mask.
+
+Every function takes `(values, weights)` of one shape, where weights are 0/1 or bool masks, or
+non-negative numbers, and accumulates in at least float32. Three promises hold throughout:
+
+  all masked     the result is 0 and its gradient is finite (0)
+  weight 0       whatever stands there, NaN included, reaches neither the value nor the gradient
+  weight > 0     nothing is hidden: a NaN that counts makes the result NaN
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.typing import Array
+
+Axis = int | tuple[int, ...] | None
+
+
+def _prepared(values: Array, weights: Array) -> tuple[Array, Array]:
+  """Both in at least float32, with zeros where the weight is zero.
+
+  Selecting before any arithmetic is the "double where" trick: 0 * NaN is NaN, in gradients too.
+  """
+  values, weights = jnp.asarray(values), jnp.asarray(weights)
+  if values.shape != weights.shape:
+    raise ValueError(
+      f'values and weights must have one shape, got {values.shape} and {weights.shape}'
+    )
+  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
+  return jnp.where(weights != 0, values, 0), weights.astype(values.dtype)
+
+
+def at_least_tiny(norm: Array) -> Array:
+  """The norm to divide by: an empty batch has norm 0, and 0 / tiny is 0."""
+  return jnp.maximum(norm, jnp.finfo(jnp.float32).tiny)
+
+
+def sum(values: Array, weights: Array, axis: Axis = None) -> Array:
+  """Σ w v."""
+  values, weights = _prepared(values, weights)
+  return jnp.sum(values * weights, axis)
+
+
+def mean(values: Array, weights: Array, axis: Axis = None) -> Array:
+  """Σ w v / Σ w."""
+  values, weights = _prepared(values, weights)
+  return jnp.sum(values * weights, axis) / at_least_tiny(jnp.sum(weights, axis))
+
+
+def _mean_and_variance(values: Array, weights: Array) -> tuple[Array, Array]:
+  values, weights = _prepared(values, weights)
+  center = mean(values, weights)
+  return center, mean(jnp.square(values - center), weights)
+
+
+def std(values: Array, weights: Array) -> Array:
+  """√(Σ w (v - mean)² / Σ w), the population's standard deviation, over all axes."""
+  _, variance = _mean_and_variance(values, weights)
+  constant = variance == 0  # the square root has no gradient there; False for NaN, which stays
+  return jnp.where(constant, 0, jnp.sqrt(jnp.where(constant, 1, variance)))
+
+
+def min(values: Array, weights: Array, axis: Axis = None) -> Array:
+  """The least value of weight > 0."""
+  return -max(-jnp.asarray(values), weights, axis)
+
+
+def max(values: Array, weights: Array, axis: Axis = None) -> Array:
+  """The greatest value of weight > 0."""
+  values, weights = _prepared(values, weights)
+  greatest = jnp.max(jnp.where(weights > 0, values, -jnp.inf), axis)
+  return jnp.where(jnp.any(weights > 0, axis), greatest, 0)
+
+
+@dataclass(frozen=True)
+class quantile:
+  """`quantile(q)(values, weights)`: the q-quantile, 0 <= q <= 1, of the values of weight > 0.
+
+  Linear between neighbours, as in `numpy.quantile`; a weight only says whether a value counts.
+  """
+
+  q: float
+
+  def __post_init__(self):
+    if not 0 <= self.q <= 1:
+      raise ValueError(f'quantile(q) needs 0 <= q <= 1, got {self.q}')
+
+  def __call__(self, values: Array, weights: Array) -> Array:
+    values, weights = _prepared(values, weights)
+    ordered = jnp.sort(jnp.where(weights > 0, values, jnp.inf), axis=None)
+    last = jnp.maximum(jnp.sum(weights > 0) - 1, 0)
+    place = self.q * last
+    low = jnp.floor(place).astype(jnp.int32)
+    below, above = ordered[low], ordered[jnp.minimum(low + 1, last)]
+    between = below + (place - low) * (above - below)
+    between = jnp.where(jnp.any(jnp.isnan(values)), jnp.nan, between)
+    return jnp.where(jnp.any(weights > 0), between, 0)
+
+
+def whiten(values: Array, weights: Array, eps: float = 1e-8) -> Array:
+  """(v - mean) / √(variance + eps) where weight > 0, and 0 elsewhere; same shape as `values`."""
+  values, weights = _prepared(values, weights)
+  center, variance = _mean_and_variance(values, weights)
+  return jnp.where(weights > 0, (values - center) * jax.lax.rsqrt(variance + eps), 0)
+
+
+# Reductions: `reduce(mask[..., T]) -> (weights[..., T], norm)`, and a loss is
+# Σ terms * weights / norm. Norms add over microbatches, so they are left undivided and may be 0.
+
+
+def token_mean(mask: Array) -> tuple[Array, Array]:
+  """Every token counts the same: (mask, number of tokens)."""
+  weights = jnp.asarray(mask).astype(jnp.float32)
+  return weights, jnp.sum(weights)
+
+
+def sequence_mean(mask: Array) -> tuple[Array, Array]:
+  """Every sequence counts the same: (mask / its length, number of sequences with tokens)."""
+  weights = jnp.asarray(mask).astype(jnp.float32)
+  lengths = jnp.sum(weights, axis=-1, keepdims=True)
+  return weights / jnp.maximum(lengths, 1), jnp.sum(lengths > 0).astype(jnp.float32)
+
+
+@dataclass(frozen=True)
+class fixed_length:
+  """`fixed_length(n)`: (mask / n, number of sequences with tokens), blind to lengths (Dr. GRPO)."""
+
+  length: int
+
+  def __post_init__(self):
+    if isinstance(self.length, bool) or not isinstance(self.length, int) or self.length < 1:
+      raise ValueError(f'fixed_length(n) needs a whole number of tokens >= 1, got {self.length!r}')
+
+  def __call__(self, mask: Array) -> tuple[Array, Array]:
+    weights, norm = sequence_mean(mask)
+    return (weights > 0) / jnp.float32(self.length), norm
