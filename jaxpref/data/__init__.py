@@ -1,0 +1,18 @@
+"""Data: sources -> records -> examples -> token cache -> data sets (-> packing -> batches)."""
+
+from jaxpref.data.dataset import Dataset, from_examples, load
+from jaxpref.data.examples import Example, prompt_tokens
+from jaxpref.data.sources import DataError, open_source
+from jaxpref.data.tokenizer import Tokenizer, load_tokenizer
+
+__all__ = [
+  'DataError',
+  'Dataset',
+  'Example',
+  'Tokenizer',
+  'from_examples',
+  'load',
+  'load_tokenizer',
+  'open_source',
+  'prompt_tokens',
+]

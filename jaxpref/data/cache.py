@@ -1,0 +1,166 @@
+"""The token cache: tokenised examples on disk, as flat arrays that are memory-mapped.
+
+A cache is a folder named by the hash of all that decides its content: the source's bytes, the
+tokenizer, the options and `FORMAT`. It is written under a temporary name and renamed into place, so
+it is there whole or not at all; of two processes that build the same one, the first to rename wins
+and both go on with a whole cache. Every file's checksum is kept, and a cache that does not match
+(truncated, corrupt) is replaced.
+
+  tokens.bin   int32 [S]       prompt and candidates of every example, end to end
+  scored.bin   bool  [S]       True on scored completion tokens
+  lengths.bin  int32 [n, 1+K]  tokens of the prompt and of each candidate (0: no such candidate)
+  prompts.bin  uint64 [n]      hash of the prompt as the record gave it, before any truncation
+  extras.bin   float32 [n, X]  the columns named in meta.json
+  origins.bin  bytes [n]       where each example came from
+  meta.json                    kind, report, names, and shape, dtype and checksum of every array
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxpref.data.examples import Example
+
+FORMAT = 1  # raise it when the same inputs would give other tokens or another layout
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+  """The content of a cache; arrays as in the module's docstring."""
+
+  tokens: np.ndarray
+  scored: np.ndarray
+  lengths: np.ndarray
+  prompts: np.ndarray
+  extras: np.ndarray
+  origins: np.ndarray
+  meta: Mapping[str, Any]  # 'extras': names, and what the builder added
+
+
+_NAMES = tuple(field.name for field in dataclasses.fields(Arrays) if field.name != 'meta')
+
+
+def default_folder() -> pathlib.Path:
+  """`$JAXPREF_CACHE`, or ~/.cache/jaxpref."""
+  return pathlib.Path(os.environ.get('JAXPREF_CACHE') or '~/.cache/jaxpref').expanduser()
+
+
+def key_of(parts: Mapping[str, Any]) -> str:
+  """The name of the cache that is decided by `parts` (JSON values)."""
+  text = json.dumps({'format': FORMAT, **parts}, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def collect(examples: Iterable[tuple[str, int, Example]], meta: Mapping[str, Any]) -> Arrays:
+  """Flat arrays of (origin, prompt hash, example)."""
+  rows = list(examples)
+  width = max((len(example.candidates) for _, _, example in rows), default=0)
+  names = sorted({name for _, _, example in rows for name in example.extras})
+  lengths = np.zeros((len(rows), 1 + width), np.int32)
+  tokens, scored = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
+  for row, (_, _, example) in zip(lengths, rows, strict=True):
+    row[: 1 + len(example.candidates)] = [len(example.prompt), *map(len, example.candidates)]
+    tokens += [example.prompt, *example.candidates]
+    scored += [np.zeros(len(example.prompt), bool), *example.scored]
+  extras = [[example.extras.get(name, np.nan) for name in names] for _, _, example in rows]
+  return Arrays(
+    tokens=np.concatenate(tokens).astype(np.int32),
+    scored=np.concatenate(scored).astype(bool),
+    lengths=lengths,
+    prompts=np.array([prompt for _, prompt, _ in rows], np.uint64),
+    extras=np.array(extras, np.float32).reshape(len(rows), len(names)),
+    origins=np.array([origin.encode() for origin, _, _ in rows], np.bytes_),
+    meta={**meta, 'extras': names},
+  )
+
+
+def read(folder: pathlib.Path) -> Arrays | None:
+  """The cache in `folder`, memory-mapped, or None where there is none that is whole."""
+  try:
+    meta = json.loads((folder / 'meta.json').read_bytes())
+    arrays = {}
+    for name in _NAMES:
+      info = meta['arrays'][name]
+      if _checksum(folder / f'{name}.bin') != info['crc32']:
+        return None
+      arrays[name] = _map(folder / f'{name}.bin', np.dtype(info['dtype']), tuple(info['shape']))
+    return Arrays(**arrays, meta=meta['meta'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return None
+
+
+def write(folder: pathlib.Path, arrays: Arrays) -> Arrays:
+  """Puts a cache in place, unless a whole one is there by now; returns it, memory-mapped."""
+  folder.parent.mkdir(parents=True, exist_ok=True)
+  temporary = pathlib.Path(tempfile.mkdtemp(prefix='.building-', dir=folder.parent))
+  try:
+    meta: dict[str, Any] = {'meta': dict(arrays.meta), 'arrays': {}}
+    for name in _NAMES:
+      array = np.ascontiguousarray(getattr(arrays, name))
+      data = array.tobytes()
+      _write_file(temporary / f'{name}.bin', data)
+      info = {'dtype': array.dtype.str, 'shape': array.shape, 'crc32': zlib.crc32(data)}
+      meta['arrays'][name] = info
+    _write_file(temporary / 'meta.json', json.dumps(meta, indent=1).encode())
+    _sync_folder(temporary)
+    while True:
+      if (there := read(folder)) is not None:
+        return there  # another process was first, or we were
+      _discard(folder)
+      try:
+        os.rename(temporary, folder)
+        _sync_folder(folder.parent)
+      except OSError:
+        if not folder.exists():  # not a race, a real failure such as a full disk
+          raise
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _discard(folder: pathlib.Path) -> None:
+  """Moves a broken cache aside in one step, then deletes it."""
+  if folder.exists():
+    grave = pathlib.Path(tempfile.mkdtemp(prefix='.broken-', dir=folder.parent))
+    try:
+      os.rename(folder, grave / 'cache')
+    except FileNotFoundError:
+      pass  # another process did the same
+    shutil.rmtree(grave, ignore_errors=True)
+
+
+def _map(path: pathlib.Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+  if 0 in shape or dtype.itemsize == 0:  # an empty file cannot be mapped
+    return np.zeros(shape, dtype)
+  return np.memmap(path, dtype=dtype, mode='r', shape=shape)
+
+
+def _checksum(path: pathlib.Path) -> int:
+  total = 0
+  with open(path, 'rb') as file:
+    while block := file.read(1 << 20):
+      total = zlib.crc32(block, total)
+  return total
+
+
+def _write_file(path: pathlib.Path, data: bytes) -> None:
+  with open(path, 'wb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)

@@ -1,0 +1,175 @@
+"""Examples: token ids of a prompt and its completions, with the exact border between them.
+
+The prompt is what a sampler would be given, the completion what it would have to produce:
+
+  text          The tiger   is      big       eos
+  tokenised     [The] [ tig][er]   [ is] ...         prompt + completion as one string
+  prompt alone  [The] [ tig][er]                     a prefix: the border is exact
+
+Where the tokenizer merges across the border, the longest common token prefix (of the prompt alone
+and of every prompt + completion) is the prompt, and everything after it is scored.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxpref.data.chat import Message
+from jaxpref.data.records import ASSISTANT, HUMAN, Record, Text
+from jaxpref.data.tokenizer import Tokenizer
+
+TRUNCATE = ('prompt_left', 'end', 'drop')
+
+
+class Example(NamedTuple):
+  """One prompt and its K candidates, best first.
+
+  `scored` marks the completion tokens that count; the prompt may be empty where the tokenizer has
+  no bos, and then the first token of every candidate is unscored, since nothing predicts it.
+  """
+
+  prompt: np.ndarray  # int32 [P]
+  candidates: tuple[np.ndarray, ...]  # K of int32 [C_k]
+  scored: tuple[np.ndarray, ...]  # K of bool [C_k]
+  extras: dict[str, float]  # 'label' (1, -1), 'weight'
+
+
+def prompt_tokens(prompt: Text, tokenizer: Tokenizer) -> list[int]:
+  """Tokens of a prompt, string or messages, as training and sampling both see them.
+
+  Messages go through the chat template up to where the assistant begins. A string gets a bos
+  where the tokenizer's own habit adds one, and an empty one wherever there is a bos at all.
+  """
+  if isinstance(prompt, str):
+    return _with_bos(tokenizer.encode(prompt), tokenizer, always=not prompt)
+  if not prompt:
+    return []
+  return tokenizer.encode(tokenizer.apply_chat(prompt, add_generation_prompt=True))
+
+
+def make_example(record: Record, tokenizer: Tokenizer, report: Counter) -> Example:
+  """Tokenises a record; counts 'boundary_merges' in `report`.
+
+  Raises ValueError where the chat template refuses the messages or nothing would be scored.
+  """
+  prompt = prompt_tokens(record.prompt, tokenizer)
+  read = _read_text if isinstance(record.prompt, str) else _read_chat
+  whole = [read(record.prompt, completion, tokenizer) for completion in record.completions]
+  begins = [_common_prefix(prompt, tokens) for tokens, _ in whole]
+  border = min(begins)
+  report['boundary_merges'] += border < len(prompt)
+  candidates, scored = [], []
+  for begin, (tokens, spans) in zip(begins, whole, strict=True):
+    mask = np.zeros(len(tokens), bool)
+    for start, end in spans:
+      mask[border if start <= begin else start : end] = True
+    mask[:border] = False
+    mask[:1] = False  # nothing predicts the very first token
+    if not mask.any():
+      raise ValueError('nothing to score: the completion has no token that another one precedes')
+    candidates.append(np.asarray(tokens[border:], np.int32))
+    scored.append(mask[border:])
+  return Example(
+    np.asarray(prompt[:border], np.int32), tuple(candidates), tuple(scored), record.extras
+  )
+
+
+def truncate(
+  example: Example, max_length: int, how: str, bos_id: int | None, report: Counter
+) -> Example | None:
+  """Shortens an example to prompt + longest candidate <= max_length, or drops it (None).
+
+  'prompt_left' takes tokens off the prompt's left (a bos stays), down to one, then off the
+  candidates' ends; 'end' off the candidates' ends; 'drop' drops. Counts what happened in `report`;
+  an example whose candidates no longer differ, or that has nothing scored, is dropped too.
+  """
+  prompt = example.prompt
+  longest = max(len(c) for c in example.candidates)
+  if len(prompt) + longest <= max_length:
+    return example
+  if how == 'drop':
+    report['dropped_long'] += 1
+    return None
+  if how == 'prompt_left':
+    keep = min(len(prompt), max(1, max_length - longest))
+    report['truncated_prompts'] += keep < len(prompt)
+    head = prompt[:1] if prompt[:1] == bos_id else prompt[:0]
+    prompt = np.concatenate([head, prompt[len(prompt) - keep + len(head) :]])
+  room = max(0, max_length - len(prompt))
+  report['truncated_completions'] += longest > room
+  candidates = tuple(c[:room] for c in example.candidates)
+  scored = tuple(s[:room] for s in example.scored)
+  if not all(s.any() for s in scored):
+    report['dropped_unscored'] += 1
+    return None
+  if _all_equal(candidates) and not _all_equal(example.candidates):
+    report['dropped_same'] += 1
+    return None
+  return Example(prompt, candidates, scored, example.extras)
+
+
+# Both readers return the tokens of prompt + completion and the spans [start, end) of tokens that
+# the policy wrote; a span that starts at or before the prompt's end starts at the border.
+
+
+def _read_text(prompt: str, completion: str, tokenizer: Tokenizer):
+  text = prompt + completion
+  tokens = _with_bos(tokenizer.encode(text), tokenizer, always=not prompt)
+  spans, start = [], 0
+  if prompt.startswith(HUMAN):  # later human turns of a transcript are not the policy's words
+    human = text.find(HUMAN, len(prompt))
+    while human >= 0:
+      spans.append((start, _common_prefix(prompt_tokens(text[:human], tokenizer), tokens)))
+      reply = text.find(ASSISTANT, human)
+      if reply < 0:
+        return tokens, spans
+      answer = reply + len(ASSISTANT)
+      start = _common_prefix(prompt_tokens(text[:answer], tokenizer), tokens)
+      human = text.find(HUMAN, answer)
+  if tokenizer.eos_id is not None and tokens[-1:] != [tokenizer.eos_id]:
+    tokens.append(tokenizer.eos_id)
+  return tokens, [*spans, (start, len(tokens))]
+
+
+def _read_chat(prompt: Sequence[Message], completion: Sequence[Message], tokenizer: Tokenizer):
+  messages = [*prompt, *completion]
+  text = tokenizer.apply_chat(messages)
+  tokens = tokenizer.encode(text)
+  stops = [i for i, token in enumerate(tokens) if token in tokenizer.stop_ids]
+  if stops and not tokenizer.decode(tokens[stops[-1] + 1 :]).strip():
+    # What a template writes after the last end-of-turn (a newline) no sampler gets to.
+    del tokens[stops[-1] + 1 :]
+  elif tokenizer.eos_id is not None:  # a template that never ends a turn
+    tokens.append(tokenizer.eos_id)
+    stops.append(len(tokens) - 1)
+  if marked := tokenizer.generated_spans(messages):
+    ends = [[_common_prefix(tokenizer.encode(text[:i]), tokens) for i in span] for span in marked]
+    return tokens, [tuple(span) for span in ends]
+  spans = []
+  for number in range(len(prompt), len(messages)):
+    if messages[number]['role'] == 'assistant':
+      start = _common_prefix(prompt_tokens(messages[:number], tokenizer), tokens)
+      spans.append((start, next((i + 1 for i in stops if i >= start), len(tokens))))
+  return tokens, spans
+
+
+def _with_bos(tokens: list[int], tokenizer: Tokenizer, always: bool) -> list[int]:
+  bos = tokenizer.bos_id
+  if bos is None or tokens[:1] == [bos] or not (tokenizer.adds_bos or always):
+    return tokens
+  return [bos, *tokens]
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+  count = 0
+  for x, y in zip(a, b, strict=False):
+    if x != y:
+      break
+    count += 1
+  return count
+
+
+def _all_equal(arrays: Sequence[np.ndarray]) -> bool:
+  return all(np.array_equal(arrays[0], array) for array in arrays[1:])
