@@ -34,7 +34,7 @@ def visible(queries: Layout, keys: Layout, start: Array | int = 0) -> Array:
 
 
 def within(queries: Layout, keys: Layout, window: Array) -> Array:
-  """Whether a key's position is less than `window` (int32 scalar) before the query's: [..., Q, C]."""
+  """Whether a key's position is fewer than `window` before the query's: bool [..., Q, C]."""
   return queries.positions[..., :, None] - keys.positions[..., None, :] < window
 
 

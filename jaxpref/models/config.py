@@ -23,7 +23,7 @@ class Config:
   num_kv_heads: int | None = None  # fewer than num_heads: grouped queries; None: num_heads
   head_dim: int | None = None  # None: width // num_heads
   max_positions: int = 2048  # trained length; the size of the table of learned positions
-  rope: Rope | None = Rope()  # None: learned positions
+  rope: Rope | None = dataclasses.field(default=Rope())  # None: learned positions
   windows: tuple[int | None, ...] | None = None  # one per layer: sees positions nearer than this
   norm: str = 'rms'  # 'rms' or 'layer' (centred, with bias)
   norm_eps: float = 1e-5
