@@ -9,6 +9,7 @@ parts can be read without the classes, the optimizer or the devices that it was 
 This is the only file that imports Orbax.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from absl import logging
 from jaxpref.train.workdir import check_writable
 from jaxpref.typing import Params
 
+_SIZES = 'sizes.json'  # TensorStore notices a short file only once it reads it, if at all
 _NAMED = 5  # leaves that an error lists before it only counts
 
 
@@ -49,24 +51,21 @@ class Checkpoints:
       )
     if keep_best is not None and (len(keep_best) != 2 or keep_best[1] not in ('max', 'min')):
       raise ValueError(f"keep_best={keep_best!r}: expected (metric, 'max') or (metric, 'min')")
-    folder = pathlib.Path(folder).expanduser().absolute()
-    self._steps_folder, self._reference = folder / 'checkpoints', folder / 'reference'
-    self._read_only = read_only
-    if read_only and not self._steps_folder.is_dir():
-      raise FileNotFoundError(
-        f'{self._steps_folder} not found: {folder} is not the workdir of a run'
-      )
+    steps_folder = pathlib.Path(folder).expanduser().absolute() / 'checkpoints'
+    if read_only and not steps_folder.is_dir():
+      raise FileNotFoundError(f'{steps_folder} not found: {folder} is not the workdir of a run')
     if not read_only:
-      check_writable(self._steps_folder)
+      check_writable(steps_folder)
+    self._read_only = read_only
     self._keep = _Keep(keep_last, keep_best)
+    self._handler = _Handler()
     self._manager = ocp.CheckpointManager(
-      self._steps_folder,
-      item_names=('state', 'meta'),
+      steps_folder,
+      item_handlers={'state': _Handler(), 'meta': ocp.JsonCheckpointHandler()},
       options=ocp.CheckpointManagerOptions(
         create=False, preservation_policy=self._keep, cleanup_tmp_directories=not read_only
       ),
     )
-    self._reader = ocp.PyTreeCheckpointHandler()
     self._steps_folder = self._manager.directory  # in Orbax's own path type
     self._reference = self._steps_folder.parent / 'reference'
     for step in self.steps():
@@ -113,9 +112,7 @@ class Checkpoints:
     except TypeError as error:
       raise TypeError(f'the metadata of a checkpoint must be JSON: {error}') from None
     self._keep.note(step, numbers)
-    items = ocp.args.Composite(
-      state=ocp.args.PyTreeSave(_nest(state)), meta=ocp.args.JsonSave(record)
-    )
+    items = ocp.args.Composite(state=_Save(_nest(state)), meta=ocp.args.JsonSave(record))
     return self._manager.save(step, args=items, force=True)
 
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -164,8 +161,8 @@ class Checkpoints:
     if self.has_reference():
       raise FileExistsError(f'{self._reference} exists; the reference of a run is written once')
     self._refuse_read_only()
-    with ocp.PyTreeCheckpointer() as writer:
-      writer.save(self._reference, args=ocp.args.PyTreeSave(params))
+    with ocp.Checkpointer(_Handler()) as writer:
+      writer.save(self._reference, args=_Save(params))
 
   def restore_reference(self, shardings: Any = None) -> Params:
     """As `restore_params`, of the reference."""
@@ -229,13 +226,14 @@ class Checkpoints:
     return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
 
   def _saved(self, path: Any) -> dict[str, Any]:
-    """The stored tree, with shapes and dtypes as leaves."""
-    return self._reader.metadata(path).tree
+    """The stored tree, with shapes and dtypes as leaves; raises OSError for damaged files."""
+    _check_sizes(path)
+    return self._handler.metadata(path).tree
 
   def _read(self, path: Any, tree: Any) -> Any:
     how = ocp.checkpoint_utils.construct_restore_args(tree)
-    args = ocp.args.PyTreeRestore(item=tree, restore_args=how, partial_restore=True)
-    return self._reader.restore(path, args=args)
+    args = _Restore(item=tree, restore_args=how, partial_restore=True)
+    return self._handler.restore(path, args=args)
 
   def _refuse_read_only(self) -> None:
     if self._read_only:
@@ -244,6 +242,45 @@ class Checkpoints:
 
 class _Mismatch(ValueError):
   """The checkpoint is sound but is not what the caller asks for."""
+
+
+class _Handler(ocp.PyTreeCheckpointHandler):
+  """Orbax's own, which at last, before the folder gets its name, notes how large each file is."""
+
+  def finalize(self, directory: Any) -> None:
+    super().finalize(directory)
+    sizes = _sizes(directory)
+    sizes.pop('_CHECKPOINT_METADATA', None)  # Orbax adds the time of commit to it after this
+    (directory / _SIZES).write_text(json.dumps(sizes))
+
+
+@ocp.args.register_with_handler(_Handler, for_save=True)
+@dataclasses.dataclass
+class _Save(ocp.args.PyTreeSave):
+  """What makes Orbax save by `_Handler`."""
+
+
+@ocp.args.register_with_handler(_Handler, for_restore=True)
+@dataclasses.dataclass
+class _Restore(ocp.args.PyTreeRestore):
+  """What makes Orbax restore by `_Handler`."""
+
+
+def _sizes(folder: Any, prefix: str = '') -> dict[str, int]:
+  """Bytes of every file below `folder`, by its path in it."""
+  sizes = {}
+  for file in folder.iterdir():
+    name = f'{prefix}{file.name}'
+    sizes |= _sizes(file, f'{name}/') if file.is_dir() else {name: file.stat().length}
+  return sizes
+
+
+def _check_sizes(folder: Any) -> None:
+  noted, found = json.loads((folder / _SIZES).read_text()), _sizes(folder)
+  for name, size in noted.items():
+    if found.get(name) != size:
+      what = f'has {found[name]} bytes instead of {size}' if name in found else 'is missing'
+      raise OSError(f'{name} {what}')
 
 
 class _Keep:
