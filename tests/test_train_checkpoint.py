@@ -302,7 +302,7 @@ def test_mistakes_are_named(tmp_path, saved):
     watcher.save(5, make_state())
   watcher.close()
   checkpoints = Checkpoints(tmp_path)
-  with pytest.raises(TypeError, match=r'metadata of a checkpoint must be JSON: .*not JSON serializable'):
+  with pytest.raises(TypeError, match=r'metadata .* must be JSON: .*not JSON serializable'):
     checkpoints.save(1, make_state(), {'sharding': AXES()})
   assert checkpoints.latest_step() is None
   checkpoints.close()

@@ -53,12 +53,12 @@ def open_writers(
   """
   if jax.process_index() != 0:
     return Writers()
-  writers: list[Writer] = [JsonLines(workdir.metrics, resume_step)]
+  writers: list[Writer] = []
+  if wandb:  # first, for it may be missing
+    writers.append(Wandb(workdir.path, wandb, config or {}))
   if tensorboard:
     writers.append(TensorBoard(workdir.tensorboard, resume_step))
-  if wandb:
-    writers.append(Wandb(workdir.path, wandb, config or {}))
-  return Writers(writers)
+  return Writers([*writers, JsonLines(workdir.metrics, resume_step)])
 
 
 class JsonLines:
@@ -93,7 +93,10 @@ class TensorBoard:
   def __init__(self, folder: pathlib.Path, resume_step: int = 0):
     import tensorboardX  # slow to import, and only runs need it
 
-    self._writer = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step + 1)
+    # The suffix keeps apart files opened in the same second, which is all that names them else.
+    self._writer = tensorboardX.SummaryWriter(
+      str(folder), purge_step=resume_step + 1, filename_suffix=f'.{resume_step}'
+    )
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
