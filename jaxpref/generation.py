@@ -1,0 +1,212 @@
+"""Text in, text out: encodes prompts, batches them by length, samples, and cuts at stop strings.
+
+The sampler (`jaxpref.sampling`) knows tokens only. A stop string may cross token borders, so it is
+looked for in the decoded text, every `check_every` tokens, and a batch ends as soon as all its rows
+have stopped; results do not depend on how often one looks.
+"""
+
+import bisect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxpref import sampling as sampler
+from jaxpref.models import Model
+from jaxpref.sampling import PLAIN, Sampling
+from jaxpref.typing import Params
+
+Prompt = str | Sequence[Mapping[str, str]]  # text, or chat messages with 'role' and 'content'
+
+SHORTEST = 16  # prompts are padded to this or a larger power of two, so few shapes compile
+
+
+@dataclass(frozen=True)
+class Completion:
+  """One completion of one prompt.
+
+  Attributes:
+    prompt: the prompt's index in the list that was given.
+    k: which of the prompt's samples this is.
+    text: without the stop string or the stop token.
+    tokens: everything sampled, through the stop token or the token that completed a stop string.
+    logps: each token's log-prob under the model itself.
+    finish_reason: 'stop', or 'length' where `max_new_tokens` cut it off.
+  """
+
+  prompt: int
+  k: int
+  text: str
+  tokens: tuple[int, ...]
+  logps: tuple[float, ...]
+  finish_reason: str
+
+
+def generate(
+  model: Model, params: Params, tokenizer: Any, prompts: Sequence[Prompt], **options: Any
+) -> list[Completion]:
+  """Completes every prompt: all samples of the first, then of the next. Options as in `stream`."""
+  completions = stream(model, params, tokenizer, prompts, **options)
+  return sorted(completions, key=lambda c: (c.prompt, c.k))
+
+
+def stream(
+  model: Model,
+  params: Params,
+  tokenizer: Any,
+  prompts: Sequence[Prompt],
+  *,
+  max_new_tokens: int,
+  sampling: Sampling = PLAIN,
+  seed: int = 0,
+  rollout: int = 0,
+  num_samples: int = 1,
+  stop: Sequence[str] = (),
+  stop_ids: Sequence[int] = (),
+  batch_size: int = 16,
+  check_every: int = 16,
+) -> Iterator[Completion]:
+  """Yields completions as batches end, shortest prompts first.
+
+  Args:
+    model: a decoder.
+    params: its parameters.
+    tokenizer: a `jaxpref.data` tokenizer; its `stop_ids` always stop.
+    prompts: texts or lists of chat messages.
+    max_new_tokens: at most so many tokens a completion.
+    sampling: temperature and filters.
+    seed: of the random keys, with `rollout`, the prompt's index and the sample's.
+    rollout: which round of sampling this is.
+    num_samples: completions of each prompt.
+    stop: strings that end a completion; the earliest counts, and the text ends before it.
+    stop_ids: more tokens that end a completion.
+    batch_size: completions sampled side by side.
+    check_every: tokens between two looks for stop strings.
+
+  Raises:
+    ValueError: for an empty prompt or stop string, or a prompt too long for the model's positions.
+  """
+  if '' in stop:
+    raise ValueError(f'stop strings must not be empty, got {list(stop)!r}')
+  encoded = [encode(tokenizer, prompt, i) for i, prompt in enumerate(prompts)]
+  check_lengths(model, encoded, max_new_tokens)
+  ends = tuple(sorted({*stop_ids, *tokenizer.stop_ids}))
+  settings = {'sampling': sampling, 'stop_ids': ends}
+  jobs = [(i, k) for i in range(len(prompts)) for k in range(num_samples)]
+  jobs.sort(key=lambda job: len(encoded[job[0]]))
+  B = min(batch_size, len(jobs))
+  for batch in (jobs[at : at + B] for at in range(0, len(jobs), max(B, 1))):
+    prompt_tokens, mask = pad_left([encoded[i] for i, _ in batch], B)
+    ids, k = np.array([*batch, *[(0, 0)] * (B - len(batch))], np.int32).T
+    decoding = sampler.start(
+      model, params, prompt_tokens, mask, seed=seed, ids=ids, k=k, rollout=rollout,
+      max_new_tokens=max_new_tokens, **settings,
+    )  # fmt: skip
+    texts = [partial(decode_after, tokenizer, encoded[i][-1]) for i, _ in batch]
+    while True:
+      samples = decoding.samples
+      tokens, keep, finished = map(np.array, (samples.tokens, samples.mask, samples.finished))
+      rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
+      for row in np.flatnonzero(~finished) if stop else ():
+        finished[row] = find_stop(texts[row](rows[row]), stop) is not None
+      step = int(decoding.step)
+      if finished.all() or step == max_new_tokens:
+        break
+      decoding = decoding._replace(samples=samples._replace(finished=jnp.asarray(finished)))
+      until = step + check_every if stop else max_new_tokens
+      decoding = sampler.advance(model, params, decoding, until=until, **settings)
+    logps = np.asarray(decoding.samples.logps)
+    for row, job in enumerate(batch):
+      yield complete(job, rows[row], logps[row].tolist(), texts[row], stop, ends)
+
+
+def encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:
+  """A prompt's tokens; text gets one BOS where the tokenizer adds it, chat what its template says.
+
+  `index` names the prompt in errors.
+  """
+  if isinstance(prompt, str):
+    tokens, adds_bos = tokenizer.encode(prompt), tokenizer.adds_bos
+  else:
+    tokens = tokenizer.encode(tokenizer.apply_chat(prompt, add_generation_prompt=True))
+    adds_bos = False
+  bos = tokenizer.bos_id
+  if bos is not None and (adds_bos or not tokens) and tokens[:1] != [bos]:
+    tokens = [bos, *tokens]
+  if not tokens:
+    raise ValueError(
+      f'prompt {index} is empty and the tokenizer has no BOS token to start from; '
+      'a prompt needs at least one token'
+    )
+  return tokens
+
+
+def decode_after(tokenizer: Any, before: int, tokens: Sequence[int]) -> str:
+  """The text that `tokens` add after the token `before`.
+
+  Alone they may decode to less: many tokenizers drop the space that a text begins with.
+  """
+  prefix, whole = tokenizer.decode([before]), tokenizer.decode([before, *tokens])
+  return whole[len(prefix) :] if whole.startswith(prefix) else tokenizer.decode(tokens)
+
+
+def check_lengths(model: Model, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+  """Raises where learned positions would run out; rotary ones have no such end."""
+  limit = model.config.max_positions
+  for i, tokens in enumerate(encoded):
+    last = len(tokens) + max_new_tokens - 1  # the last token sampled is never read
+    if model.config.rope is None and last > limit:
+      raise ValueError(
+        f'prompt {i} has {len(tokens)} tokens and {max_new_tokens} new ones are asked for, but the '
+        f'model has learned positions for {limit}: shorten the prompt or lower max_new_tokens'
+      )
+
+
+def pad_left(rows: Sequence[Sequence[int]], batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Tokens int32 and mask bool, both [batch_size, P]; rows that are missing stay empty."""
+  P = max(SHORTEST, 1 << (max(map(len, rows)) - 1).bit_length())
+  tokens = np.zeros((batch_size, P), np.int32)
+  mask = np.zeros((batch_size, P), bool)
+  for i, row in enumerate(rows):
+    tokens[i, P - len(row) :] = row
+    mask[i, P - len(row) :] = True
+  return tokens, mask
+
+
+def find_stop(text: str, stop: Sequence[str]) -> int | None:
+  """Where the earliest stop string begins, or None."""
+  return min((at for at in map(text.find, stop) if at >= 0), default=None)
+
+
+def complete(
+  job: tuple[int, int],
+  tokens: Sequence[int],
+  logps: Sequence[float],
+  text_of: Callable[[Sequence[int]], str],
+  stop: Sequence[str],
+  stop_ids: Sequence[int],
+) -> Completion:
+  """Decodes one row's tokens and cuts them where they first complete a stop string."""
+  ended = tokens[-1] in stop_ids
+  content = tokens[:-1] if ended else tokens
+
+  def stopped(n: int) -> bool:
+    return find_stop(text_of(content[:n]), stop) is not None
+
+  if stopped(len(content)):
+    tokens = content = content[: bisect.bisect_left(range(len(content)), True, key=stopped)]
+  text = text_of(content)
+  cut = find_stop(text, stop)
+  if cut is None and not ended:
+    text = text.rstrip('\ufffd')  # the length limit may fall inside a character
+  return Completion(
+    prompt=job[0],
+    k=job[1],
+    text=text[:cut],
+    tokens=tuple(tokens),
+    logps=tuple(logps[: len(tokens)]),
+    finish_reason='length' if cut is None and not ended else 'stop',
+  )

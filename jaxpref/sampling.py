@@ -1,0 +1,290 @@
+"""The sampler: prompts -> completions with their log-probs, on a KV cache, in one jit.
+
+`sample` is a pure function of arrays. A token's randomness comes from (seed, rollout, prompt id,
+sample index, token index) alone, so a completion does not depend on what else is in the batch, on
+its slot, or on which side the prompt is padded. `start` and `advance` are the same computation in
+two halves, for callers that look at the tokens in between (`jaxpref.generation`).
+
+Filters turn logits [..., V] into logits with -inf at what may not be sampled. `warp` applies them
+in the order of Hugging Face transformers: temperature, top-k, top-p, min-p, each over what the one
+before left. Their settings are traced numbers: changing them compiles nothing.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxpref.models import Cache, Model, mask_layout
+from jaxpref.typing import Array, Layout, Params
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sampling:
+  """How to pick the next token; the defaults sample from the model as it is.
+
+  Attributes:
+    temperature: divides the logits; 0 is greedy.
+    top_k: keeps the k likeliest tokens; 0 is off.
+    top_p: keeps the likeliest tokens that together reach this probability; 1 is off.
+    min_p: keeps tokens at least this fraction as likely as the likeliest; 0 is off.
+  """
+
+  temperature: float | Array = 1.0
+  top_k: float | Array = 0
+  top_p: float | Array = 1.0
+  min_p: float | Array = 0.0
+
+  def __post_init__(self):
+    ranges = {
+      'temperature': (lambda x: x >= 0, '>= 0 (0 is greedy)'),
+      'top_k': (lambda x: x >= 0 and x == int(x), 'a whole number >= 0 (0 is off)'),
+      'top_p': (lambda x: 0 < x <= 1, 'above 0 and at most 1 (1 is off)'),
+      'min_p': (lambda x: 0 <= x <= 1, 'between 0 and 1 (0 is off)'),
+    }
+    for name, (holds, expected) in ranges.items():
+      value = getattr(self, name)
+      if isinstance(value, int | float):  # traced values pass unchecked
+        if not holds(value):
+          raise ValueError(f'Sampling.{name} must be {expected}, got {value}')
+        object.__setattr__(self, name, float(value))  # jit would compile 1 and 1.0 separately
+
+
+PLAIN = Sampling()
+
+
+class Samples(NamedTuple):
+  """Completions. `mask` is True up to and including the stop token; all else is 0 beyond it."""
+
+  tokens: Array  # int32 [B, T]
+  mask: Array  # bool [B, T]
+  logps: Array  # float32 [B, T] under the model itself: no temperature, no filter
+  sampling_logps: Array  # float32 [B, T] under the distribution that was sampled from
+  finished: Array  # bool [B]: ended by a stop token, not by the length limit
+
+
+class Decoding(NamedTuple):
+  """A batch of completions on the way."""
+
+  step: Array  # int32 []: tokens sampled so far
+  samples: Samples
+  cache: Cache
+  lengths: Array  # int32 [B]: prompt lengths, hence the next token's position
+  keys: Array  # [B]: one random key per completion
+
+
+def temper(logits: Array, temperature: float | Array) -> Array:
+  """zᵢ / τ, and for τ = 0 its limit: only the first largest logit stays."""
+  temperature = jnp.asarray(temperature, logits.dtype)
+  # Shifted so that the largest is 0: a tiny τ then overflows to -inf, never to inf.
+  shifted = logits - logits.max(-1, keepdims=True)
+  scaled = shifted / jnp.where(temperature > 0, temperature, 1.0)
+  best = jax.nn.one_hot(logits.argmax(-1), logits.shape[-1], dtype=bool)
+  return jnp.where(temperature > 0, scaled, jnp.where(best, 0.0, -jnp.inf))
+
+
+def keep_top_k(logits: Array, k: float | Array) -> Array:
+  """Keeps zᵢ ≥ the k-th largest logit, so ties at the border all stay; k = 0 keeps everything."""
+
+  def filtered(z):
+    rank = jnp.clip(jnp.asarray(k).astype(int), 1, z.shape[-1]) - 1
+    floor = jnp.take(descending(z), rank, axis=-1)[..., None]
+    return jnp.where(z >= floor, z, -jnp.inf)
+
+  return jax.lax.cond(jnp.asarray(k) > 0, filtered, lambda z: z, logits)
+
+
+def keep_top_p(logits: Array, p: float | Array) -> Array:
+  """Nucleus sampling: keeps i where Σ {πⱼ : πⱼ > πᵢ} < p, π = softmax(z); p = 1 keeps everything.
+
+  That is the smallest set of likeliest tokens whose probability reaches p; ties at the border all
+  stay, where an implementation that sorts would keep an arbitrary one of them.
+  https://arxiv.org/abs/1904.09751
+  """
+
+  def filtered(z):
+    sorted_z = descending(z)
+    probs = jax.nn.softmax(sorted_z)
+    above = jnp.cumsum(probs, -1) - probs  # mass before each place; the first place has 0 < p
+    floor = jnp.where(above < p, sorted_z, jnp.inf).min(-1, keepdims=True)
+    return jnp.where(z >= floor, z, -jnp.inf)
+
+  return jax.lax.cond(jnp.asarray(p) < 1, filtered, lambda z: z, logits)
+
+
+def keep_min_p(logits: Array, p: float | Array) -> Array:
+  """Keeps πᵢ ≥ p · max π, that is zᵢ ≥ max z + ln p; p = 0 keeps everything.
+
+  https://arxiv.org/abs/2407.01082
+  """
+  floor = logits.max(-1, keepdims=True) + jnp.log(jnp.asarray(p, logits.dtype))
+  return jnp.where(logits >= floor, logits, -jnp.inf)
+
+
+def descending(x: Array) -> Array:
+  """Sorted from the largest down along the last axis."""
+  return jnp.sort(x, axis=-1, descending=True)
+
+
+def warp(logits: Array, sampling: Sampling) -> Array:
+  """Logits [..., V] of the distribution to sample from."""
+  logits = temper(logits, sampling.temperature)
+  logits = keep_top_k(logits, sampling.top_k)
+  logits = keep_top_p(logits, sampling.top_p)
+  return keep_min_p(logits, sampling.min_p)
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'max_new_tokens'))
+def sample(
+  model: Model,
+  params: Params,
+  prompts: Array,
+  mask: Array,
+  *,
+  seed: int | Array,
+  ids: Array | None = None,
+  k: Array | None = None,
+  rollout: int | Array = 0,
+  max_new_tokens: int,
+  sampling: Sampling = PLAIN,
+  stop_ids: Sequence[int] = (),
+) -> Samples:
+  """Completes prompts until every row has met a stop token or has `max_new_tokens`.
+
+  Args:
+    model: a decoder; its cache is in its compute dtype.
+    params: the decoder's parameters.
+    prompts: int32 [B, P], padded on either side.
+    mask: bool [B, P], True on the prompt. A row without any is idle: finished, with no tokens.
+    seed: of the run.
+    ids: int32 [B], the prompts' ids for the random keys; by default their row numbers.
+    k: int32 [B], which of a prompt's samples a row is, for the random keys; by default 0.
+    rollout: which round of sampling this is, for the random keys.
+    max_new_tokens: T, at least 1; with the shapes, all that a compiled sampler depends on.
+    sampling: temperature and filters.
+    stop_ids: tokens that end a completion; they stay in it.
+  """
+  decoding = start(
+    model, params, prompts, mask, seed=seed, ids=ids, k=k, rollout=rollout,
+    max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids,
+  )  # fmt: skip
+  decoding = advance(
+    model, params, decoding, until=max_new_tokens, sampling=sampling, stop_ids=stop_ids
+  )
+  return decoding.samples
+
+
+@functools.partial(jax.jit, static_argnames=('model', 'max_new_tokens'))
+def start(
+  model: Model,
+  params: Params,
+  prompts: Array,
+  mask: Array,
+  *,
+  seed: int | Array,
+  ids: Array | None = None,
+  k: Array | None = None,
+  rollout: int | Array = 0,
+  max_new_tokens: int,
+  sampling: Sampling = PLAIN,
+  stop_ids: Sequence[int] = (),
+) -> Decoding:
+  """Reads the prompts into a cache and samples each row's first token; arguments as in `sample`."""
+  chex.assert_equal_shape([prompts, mask])
+  chex.assert_rank(prompts, 2)
+  if max_new_tokens < 1:
+    raise ValueError(f'max_new_tokens must be at least 1, got {max_new_tokens}')
+  B, P = prompts.shape
+  T = max_new_tokens
+  ids = jnp.arange(B) if ids is None else ids
+  k = jnp.zeros(B, jnp.int32) if k is None else k
+
+  cache = model.init_cache(B, P + T - 1)  # the last token is sampled but never read
+  states, cache = model.hidden(params, prompts, mask_layout(mask), cache)
+  last = P - 1 - mask[:, ::-1].argmax(1)
+  decoding = Decoding(
+    step=jnp.zeros((), jnp.int32),
+    samples=Samples(
+      tokens=jnp.zeros((B, T), jnp.int32),
+      mask=jnp.zeros((B, T), bool),
+      logps=jnp.zeros((B, T)),
+      sampling_logps=jnp.zeros((B, T)),
+      finished=~mask.any(1),
+    ),
+    cache=cache,
+    lengths=mask.sum(1),
+    keys=row_keys(seed, rollout, ids, k),
+  )
+  states = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
+  return pick(decoding, model.unembed(params, states), sampling, stop_ids)
+
+
+@functools.partial(jax.jit, static_argnames='model', donate_argnames='decoding')
+def advance(
+  model: Model,
+  params: Params,
+  decoding: Decoding,
+  *,
+  until: int | Array,
+  sampling: Sampling = PLAIN,
+  stop_ids: Sequence[int] = (),
+) -> Decoding:
+  """Samples on until `until` tokens a row or until all rows are finished; `decoding` is donated.
+
+  Between calls a caller may set `samples.finished` on rows it wants no more of.
+  """
+
+  def unfinished(d: Decoding):
+    return (d.step < until) & ~d.samples.finished.all()
+
+  def body(d: Decoding):
+    alive = ~d.samples.finished[:, None]
+    tokens = jax.lax.dynamic_slice_in_dim(d.samples.tokens, d.step - 1, 1, axis=1)
+    positions = jnp.where(alive, d.lengths[:, None] + d.step - 1, 0)
+    layout = Layout(positions, alive.astype(jnp.int32), jnp.zeros_like(positions))
+    states, cache = model.hidden(params, tokens, layout, d.cache)
+    logits = model.unembed(params, states[:, 0])
+    return pick(d._replace(cache=cache), logits, sampling, stop_ids)
+
+  until = jnp.minimum(until, decoding.samples.tokens.shape[1])
+  return jax.lax.while_loop(unfinished, body, decoding)
+
+
+def row_keys(seed: int | Array, rollout: int | Array, ids: Array, k: Array) -> Array:
+  """One random key per completion, [B], from nothing but these numbers."""
+  # Named, because other generators (jax's rbg) draw differently under vmap, batch by batch.
+  key = jax.random.fold_in(jax.random.key(seed, impl='threefry2x32'), rollout)
+  fold = jax.vmap(jax.random.fold_in)
+  return fold(fold(jnp.broadcast_to(key, ids.shape), ids), k)
+
+
+def pick(
+  decoding: Decoding, logits: Array, sampling: Sampling, stop_ids: Sequence[int]
+) -> Decoding:
+  """Samples the next token of each unfinished row from float32 logits [B, V]."""
+  step, samples = decoding.step, decoding.samples
+  alive = ~samples.finished
+  warped = warp(logits, sampling)
+  keys = jax.vmap(jax.random.fold_in, (0, None))(decoding.keys, step)
+  tokens = jax.vmap(jax.random.categorical)(keys, warped).astype(jnp.int32)
+  stops = (tokens[:, None] == jnp.asarray(stop_ids, jnp.int32)[None]).any(1)
+
+  def logps(z):
+    return jnp.take_along_axis(jax.nn.log_softmax(z), tokens[:, None], axis=1)[:, 0]
+
+  def put(array, value):
+    return array.at[:, step].set(jnp.where(alive, value, 0))
+
+  samples = Samples(
+    tokens=put(samples.tokens, tokens),
+    mask=samples.mask.at[:, step].set(alive),
+    logps=put(samples.logps, logps(logits)),
+    sampling_logps=put(samples.sampling_logps, logps(warped)),
+    finished=samples.finished | stops,
+  )
+  return decoding._replace(step=step + 1, samples=samples)
