@@ -3,7 +3,7 @@
 from jaxpref.models.attention import Cache
 from jaxpref.models.config import PRESETS, Config, preset
 from jaxpref.models.hf import load_hf, save_hf
-from jaxpref.models.linear import linear
+from jaxpref.models.layers import linear
 from jaxpref.models.model import Model, init, mask_layout
 from jaxpref.models.rope import LinearScaling, Llama3Scaling, Rope
 

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from jaxpref.models.config import Config
-from jaxpref.models.linear import Linear, Norm, linear
+from jaxpref.models.layers import Embedding, Linear, Norm, linear
 from jaxpref.models.rope import rotate
 from jaxpref.typing import Array
 
@@ -94,17 +94,6 @@ class Block(nnx.Module):
     x = x + (y if self.placement == 'pre' else self.attention_post_norm(y))
     y = self.mlp(x if self.placement == 'post' else self.mlp_norm(x))
     return x + (y if self.placement == 'pre' else self.mlp_post_norm(y)), memory
-
-
-class Embedding(nnx.Module):
-  """A table w [size, width]. An index beyond it gives NaN: a wrong id must not go unnoticed."""
-
-  def __init__(self, key: Array, size: int, width: int):
-    self.w = nnx.Param(0.02 * jax.random.normal(key, (size, width)))
-
-  def __call__(self, indices: Array, dtype) -> Array:
-    table = self.w.get_value()
-    return jnp.take(table, indices, axis=0, mode='fill', fill_value=jnp.nan).astype(dtype)
 
 
 class Decoder(nnx.Module):

@@ -1,4 +1,4 @@
-"""The one seam through which every projection goes, and the module that holds its weight."""
+"""The layers that hold parameters, and `linear`, the one seam every projection goes through."""
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,17 @@ class Norm(nnx.Module):
     if self.kind == 'layer':
       y = y + _along(self.bias.get_value(), y)
     return y.astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+  """A table w [size, width]. An index beyond it gives NaN: a wrong id must not go unnoticed."""
+
+  def __init__(self, key: Array, size: int, width: int):
+    self.w = nnx.Param(0.02 * jax.random.normal(key, (size, width)))
+
+  def __call__(self, indices: Array, dtype) -> Array:
+    table = self.w.get_value()
+    return jnp.take(table, indices, axis=0, mode='fill', fill_value=jnp.nan).astype(dtype)
 
 
 def _along(vector: Array, x: Array) -> Array:
