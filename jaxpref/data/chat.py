@@ -23,7 +23,7 @@ _MARKS = ('\ufdd0', '\ufdd1')
 class _Generation(ext.Extension):
   """`{% generation %} ... {% endgeneration %}`: what the assistant says, end-of-turn included."""
 
-  tags = {'generation'}
+  tags = frozenset({'generation'})
 
   def parse(self, parser):
     line = next(parser.stream).lineno

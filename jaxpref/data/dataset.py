@@ -22,11 +22,11 @@ from jaxpref.data.sources import DataError
 from jaxpref.data.tokenizer import Tokenizer
 
 # What a data set may be loaded as -> the kinds of records that serve. SFT on preference pairs
-# learns from the chosen completion.
+# learns from the chosen completion, on labelled completions from all.
 _SERVES = {
   'preference': ('preference',),
-  'unpaired': ('unpaired',),
-  'sft': ('completion', 'messages', 'text', 'preference'),
+  'unpaired': ('unpaired', 'unpaired messages'),
+  'sft': ('preference', 'completion', 'messages', 'text'),
 }
 _LISTED = 100  # bad lines that the report lists; it counts them all
 
@@ -127,9 +127,7 @@ def load(
   _check_option('truncate', truncate, examples.TRUNCATE)
   _check_option('on_error', on_error, ('raise', 'skip'))
   if max_length < 2:
-    raise ValueError(
-      f'max_length should be at least 2 (a token and its prediction), got {max_length}'
-    )
+    raise ValueError(f'max_length should be at least 2 (prompt and completion), got {max_length}')
   columns = records.check_columns(columns)
   opened = sources.open_source(source)
   options = {
@@ -152,7 +150,7 @@ def load(
 def from_examples(
   items: Sequence[Example], *, kind: str | None = None, origins: Sequence[str] | None = None
 ) -> Dataset:
-  """A data set in memory. `kind` follows from the number of candidates and 'label', if not given."""
+  """A data set in memory. Without `kind`, it follows from 'label' and the number of candidates."""
   if not items:
     raise ValueError('from_examples: expected at least one example')
   if kind is None:
@@ -188,7 +186,8 @@ def _tokenise(
   bad: list[str] | None = [] if on_error == 'skip' else None
   report: Counter[str] = Counter()
   rows: list[tuple[str, int, Example]] = []
-  record_kind = None
+  record_kind = names = None
+  among = _SERVES.get(kind, tuple(records.KINDS))
   console = rich_console.Console(stderr=True)
   for origin, value in progress.track(
     source.records(bad),
@@ -200,10 +199,15 @@ def _tokenise(
     report['records'] += 1
     try:
       value = records.rename(origin, value, columns)
-      record_kind = record_kind or _record_kind(origin, value, kind)
+      record_kind = record_kind or records.infer_kind(origin, value, among)
       record = records.read_record(origin, value, record_kind)
       if kind == 'sft':
         record = record._replace(completions=record.completions[:1])
+      names = sorted(record.extras) if names is None else names
+      if sorted(record.extras) != names:
+        raise DataError(
+          f'{origin}: it has the numbers {sorted(record.extras)}, others have {names}'
+        )
       try:
         example = examples.make_example(record, tokenizer, report)
       except ValueError as error:
@@ -220,19 +224,10 @@ def _tokenise(
   report['skipped'] = len(bad or ())
   summary = {**report, 'skipped_lines': (bad or [])[:_LISTED]}
   if not rows:
-    raise DataError(f'{source.name}: no usable example; {summary}')
+    first = ''.join(f'\n  {line}' for line in (bad or [])[:3])
+    raise DataError(f'{source.name}: no usable example among the records; {dict(report)}{first}')
   loaded_as = kind if kind != 'auto' else _dataset_kind(record_kind)
   return cache.collect(rows, {'kind': loaded_as, 'report': summary})
-
-
-def _record_kind(origin: str, value: Mapping[str, Any], kind: str) -> str:
-  found = records.infer_kind(origin, value)
-  if kind != 'auto' and found not in _SERVES[kind]:
-    raise DataError(
-      f'{origin}: this is a {found!r} record (keys {sorted(value)}); kind={kind!r} needs '
-      + ' or '.join(repr(k) for k in _SERVES[kind])
-    )
-  return found
 
 
 def _dataset_kind(record_kind: str | None) -> str:

@@ -3,7 +3,8 @@
   preference   chosen, rejected, and prompt unless it is what both begin with
                (strings; message lists; HH-RLHF transcripts)
   completion   prompt, completion
-  unpaired     prompt, completion, label (true: desirable)
+  unpaired     prompt, completion, label (true: desirable), or
+               messages, label           the label is on the last turn
   text         text                      all of it is scored
   messages     messages                  the assistant's turns are scored
 
@@ -12,8 +13,7 @@ of these names: {'prompt': 'question', 'weight': 'label_confidence'}.
 """
 
 import difflib
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxpref.data.chat import Message
@@ -22,6 +22,7 @@ from jaxpref.data.sources import DataError
 KINDS = {
   'preference': ('chosen', 'rejected'),
   'unpaired': ('prompt', 'completion', 'label'),
+  'unpaired messages': ('messages', 'label'),
   'completion': ('prompt', 'completion'),
   'messages': ('messages',),
   'text': ('text',),
@@ -62,14 +63,14 @@ def rename(origin: str, value: Mapping[str, Any], columns: Mapping[str, str]) ->
   return kept | {name: value[key] for name, key in columns.items()}
 
 
-def infer_kind(origin: str, value: Mapping[str, Any]) -> str:
-  """The kind of a record, from its keys; `label` makes a completion unpaired."""
-  for kind, keys in KINDS.items():
-    if all(key in value for key in keys):
+def infer_kind(origin: str, value: Mapping[str, Any], among: Sequence[str]) -> str:
+  """The first kind among these whose keys a record has."""
+  for kind in among:
+    if all(key in value for key in KINDS[kind]):
       return kind
-  kinds = '; '.join(f'{kind}: {", ".join(keys)}' for kind, keys in KINDS.items())
+  kinds = '; '.join(f'{kind}: {", ".join(KINDS[kind])}' for kind in among)
   raise DataError(
-    f'{origin}: cannot tell what kind of record has the keys {sorted(value)}. Known kinds: '
+    f'{origin}: cannot use a record with the keys {sorted(value)}. What would do: '
     f"{kinds}. Keys of other names are mapped with columns, such as {{'prompt': 'question'}}"
   )
 
@@ -87,9 +88,10 @@ def read_record(origin: str, value: Mapping[str, Any], kind: str) -> Record:
   extras = {'weight': _number(origin, 'weight', value['weight'])} if 'weight' in value else {}
   if kind == 'preference':
     prompt, completions = _preference(origin, value)
-  elif kind == 'messages':
-    prompt, completion = _first_turns(origin, _messages(origin, 'messages', value['messages']))
-    completions = (completion,)
+  elif kind in ('messages', 'unpaired messages'):
+    messages = _messages(origin, 'messages', value['messages'])
+    split = _turn_to_learn(origin, messages, last=kind != 'messages')
+    prompt, completions = messages[:split], (messages[split:],)
   elif kind == 'text':
     if not isinstance(value['text'], str) or not value['text']:
       raise DataError(
@@ -99,8 +101,8 @@ def read_record(origin: str, value: Mapping[str, Any], kind: str) -> Record:
   else:
     prompt, (completion,) = _with_prompt(origin, value, ('completion',))
     completions = (completion,)
-    if kind == 'unpaired':
-      extras['label'] = _label(origin, value['label'])
+  if kind.startswith('unpaired'):
+    extras['label'] = _label(origin, value['label'])
   return Record(prompt, completions, extras)
 
 
@@ -148,7 +150,7 @@ def _with_prompt(origin, value, keys) -> tuple[Text, tuple[Text, ...]]:
 
 def _transcript_prompt(origin: str, chosen: str, rejected: str) -> int:
   """Length of an HH-RLHF prompt: all through the last '\\n\\nAssistant:' that both share."""
-  common = os.path.commonprefix([chosen, rejected])
+  common = _common_prefix(chosen, rejected)
   marker = common.rfind(ASSISTANT)
   if marker < 0:
     raise DataError(
@@ -160,11 +162,16 @@ def _transcript_prompt(origin: str, chosen: str, rejected: str) -> int:
 
 def _common_words(chosen: str, rejected: str) -> int:
   """Length of the common prefix, ending before the whitespace of the first word that differs."""
-  common = os.path.commonprefix([chosen, rejected])
+  common = _common_prefix(chosen, rejected)
   words = common.rstrip()
   if len(words) == len(common):  # maybe within a word: go back to its start
     words = words[: len(words) - len((words.split() or [''])[-1])].rstrip()
   return len(words)
+
+
+def _common_prefix(a: str, b: str) -> str:
+  length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
+  return a[: min(len(a), len(b)) if length is None else length]
 
 
 def _common_messages(chosen: list[Message], rejected: list[Message]) -> list[Message]:
@@ -176,15 +183,15 @@ def _common_messages(chosen: list[Message], rejected: list[Message]) -> list[Mes
   return chosen[:count]
 
 
-def _first_turns(origin: str, messages: list[Message]) -> tuple[list[Message], list[Message]]:
-  """Splits a conversation before the assistant's first turn."""
+def _turn_to_learn(origin: str, messages: list[Message], last: bool) -> int:
+  """Index of the assistant's last turn, which must end the conversation, or of its first."""
   roles = [message['role'] for message in messages]
-  if 'assistant' not in roles:
-    raise DataError(
-      f"{origin}: 'messages' has no 'assistant' turn to learn from, got roles {roles}"
-    )
-  first = roles.index('assistant')
-  return messages[:first], messages[first:]
+  if last and roles[-1] == 'assistant':
+    return len(roles) - 1
+  if last or 'assistant' not in roles:
+    where = 'at the end' if last else 'to learn from'
+    raise DataError(f"{origin}: 'messages' has no 'assistant' turn {where}, roles are {roles}")
+  return roles.index('assistant')
 
 
 def _said(message: Message) -> tuple:
@@ -195,7 +202,8 @@ def _check_turn(origin: str, key: str, completion: list[Message]) -> None:
   roles = [message['role'] for message in completion]
   if 'assistant' not in roles[:1]:
     raise DataError(
-      f"{origin}: after the prompt, {key!r} must go on with an 'assistant' message, got roles {roles}"
+      f"{origin}: after the prompt, {key!r} should go on with an 'assistant' message, "
+      f'got roles {roles}'
     )
 
 
@@ -205,6 +213,7 @@ def _text(origin: str, key: str, value: Any) -> Text:
   if not isinstance(value, str):
     raise DataError(
       f'{origin}: {key!r} should be a string or a list of messages, got {_described(value)}'
+      f'{_sharegpt_hint(value)}'
     )
   return value
 
@@ -218,17 +227,24 @@ def _messages(origin: str, key: str, value: Any) -> list[Message]:
   for number, message in enumerate(value):
     where = f'{origin}: {key}[{number}]'
     if not isinstance(message, dict) or not isinstance(message.get('role'), str):
-      hint = ''
-      if isinstance(message, dict) and 'from' in message:
-        hint = "; ShareGPT's 'from'/'value' are 'role'/'content' here, 'human'/'gpt' are 'user'/'assistant'"
       raise DataError(
-        f"{where} should have a string 'role' and 'content', got {_described(message)}{hint}"
+        f"{where} should have a string 'role' and 'content', got {_described(message)}"
+        f'{_sharegpt_hint(message)}'
       )
     if not isinstance(message.get('content'), str) and not message.get('tool_calls'):
       raise DataError(
         f"{where}: 'content' should be a string, got {_described(message.get('content'))}"
       )
   return value
+
+
+def _sharegpt_hint(value: Any) -> str:
+  if not isinstance(value, dict) or 'from' not in value:
+    return ''
+  return (
+    "; this looks like ShareGPT, which is not read: write {'from': 'gpt', 'value': ...} as "
+    "[{'role': 'assistant', 'content': ...}], and 'human' as 'user'"
+  )
 
 
 def _mixed(origin: str, **texts) -> DataError:

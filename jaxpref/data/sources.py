@@ -167,7 +167,8 @@ def _lines(path: str) -> Iterator[bytes]:
   number = 0
   with opened as file:
     try:
-      for number, line in enumerate(file, 1):
+      for line in file:
+        number += 1
         yield line
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
       raise DataError(f'{path}: broken gzip after line {number}: {error}') from error
