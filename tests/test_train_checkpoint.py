@@ -267,6 +267,22 @@ def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(tmp_path):
   checkpoints.close()
 
 
+def test_a_write_that_fails_is_raised_and_leaves_the_one_before(copy, monkeypatch):
+  checkpoints = Checkpoints(copy)
+
+  def full(folder):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr('jaxpref.train.checkpoint._sizes', full)
+    checkpoints.save(3, make_state(3))
+    with pytest.raises(OSError, match='No space left'):
+      checkpoints.wait()
+  again = Checkpoints(copy)
+  assert_equal(again.restore(make_state())[0], make_state(2))
+  again.close()
+
+
 def test_another_state_is_refused_by_the_names_of_its_leaves(saved):
   checkpoints = Checkpoints(saved, read_only=True)
   state = make_state()

@@ -14,7 +14,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,9 +77,11 @@ class Checkpoints:
         )
 
   def steps(self) -> list[int]:
-    """Steps with a complete checkpoint, ascending; one still being written is not among them."""
+    """Steps with a complete checkpoint, ascending; waits for one that this object is writing."""
     if self._read_only:
       self._manager.reload()
+    else:
+      self.wait()
     return sorted(self._manager.all_steps())
 
   def latest_step(self) -> int | None:
@@ -185,7 +187,6 @@ class Checkpoints:
   def _first_readable(
     self, read: Callable[[Any], Any], step: int | None
   ) -> tuple[Any, dict[str, Any]]:
-    self.wait()
     steps = self.steps()
     if step is not None and step not in steps:
       raise FileNotFoundError(f'no checkpoint of step {step} in {self._steps_folder}; have {steps}')
@@ -207,7 +208,7 @@ class Checkpoints:
     names = ', '.join(f'{self._path(one)} ({_line(error)})' for one, error in damaged.items())
     raise OSError(f'no readable checkpoint: {names}')
 
-  def _move_aside(self, steps: Sequence[int]) -> None:
+  def _move_aside(self, steps: Collection[int]) -> None:
     """Frees the names of damaged checkpoints: the run will reach these steps again."""
     for step in steps:
       self._keep.forget(step)
@@ -268,7 +269,7 @@ class _Restore(ocp.args.PyTreeRestore):
 
 def _sizes(folder: Any, prefix: str = '') -> dict[str, int]:
   """Bytes of every file below `folder`, by its path in it."""
-  sizes = {}
+  sizes: dict[str, int] = {}
   for file in folder.iterdir():
     name = f'{prefix}{file.name}'
     sizes |= _sizes(file, f'{name}/') if file.is_dir() else {name: file.stat().length}

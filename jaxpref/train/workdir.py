@@ -130,8 +130,8 @@ def _refuse_other(file: pathlib.Path, before: dict[str, Any], now: dict[str, Any
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
   """The config as JSON reads it back (tuples are lists), so that two of them can be compared."""
-  is_config = isinstance(config, ml_collections.ConfigDict | ml_collections.FrozenConfigDict)
-  values = config.to_dict() if is_config else dict(config)
+  to_dict = getattr(config, 'to_dict', None)  # of ml_collections, frozen or not
+  values = to_dict() if to_dict else dict(config)
   for key, value in _flat(values):
     try:
       json.dumps(value)
