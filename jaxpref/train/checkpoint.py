@@ -11,10 +11,9 @@ This is the only file that imports Orbax.
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -22,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from jaxpref.train.retention import Retention
 from jaxpref.train.workdir import check_writable
 from jaxpref.typing import Params
 
@@ -45,19 +45,13 @@ class Checkpoints:
     keep_best: tuple[str, str] | None = None,
     read_only: bool = False,
   ):
-    if keep_last < 1:
-      raise ValueError(
-        f'keep_last={keep_last}: a run resumes from its newest checkpoint; keep >= 1'
-      )
-    if keep_best is not None and (len(keep_best) != 2 or keep_best[1] not in ('max', 'min')):
-      raise ValueError(f"keep_best={keep_best!r}: expected (metric, 'max') or (metric, 'min')")
     steps_folder = pathlib.Path(folder).expanduser().absolute() / 'checkpoints'
     if read_only and not steps_folder.is_dir():
       raise FileNotFoundError(f'{steps_folder} not found: {folder} is not the workdir of a run')
     if not read_only:
       check_writable(steps_folder)
     self._read_only = read_only
-    self._keep = _Keep(keep_last, keep_best)
+    self._keep = Retention(keep_last, keep_best)
     self._handler = _Handler()
     self._manager = ocp.CheckpointManager(
       steps_folder,
@@ -98,7 +92,7 @@ class Checkpoints:
     meta: Mapping[str, Any] | None = None,
     metrics: Mapping[str, float] | None = None,
   ) -> bool:
-    """Starts to write `state`, a pytree of arrays, and returns; False if `step` is there already.
+    """Starts to write `state`, a pytree of numbers, and returns; False if `step` is there already.
 
     The caller may donate `state` at once. `meta` is JSON (config, data position, ...); `metrics`
     decide what is best. An error of the write before this one is raised here, in `wait` or `close`.
@@ -282,34 +276,6 @@ def _check_sizes(folder: Any) -> None:
     if found.get(name) != size:
       what = f'has {found[name]} bytes instead of {size}' if name in found else 'is missing'
       raise OSError(f'{name} {what}')
-
-
-class _Keep:
-  """Which checkpoints stay: the newest ones and the best one."""
-
-  def __init__(self, last: int, best: tuple[str, str] | None):
-    self._last, self._best = last, best
-    self._scores: dict[int, float] = {}
-
-  def note(self, step: int, metrics: Mapping[str, float]) -> None:
-    if self._best is not None and self._best[0] in metrics:
-      score = metrics[self._best[0]] * (1 if self._best[1] == 'max' else -1)
-      if not math.isnan(score):
-        self._scores[step] = score
-
-  def forget(self, step: int) -> None:
-    self._scores.pop(step, None)
-
-  def best(self, steps: Sequence[int]) -> int | None:
-    """Of equal ones the newest."""
-    scored = [step for step in steps if step in self._scores]
-    return max(scored, key=lambda step: (self._scores[step], step), default=None)
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    del context
-    steps = sorted(one.step for one in checkpoints)
-    kept = {*steps[-self._last :], self.best(steps)}
-    return [one.step in kept for one in checkpoints]
 
 
 def _name(path: tuple[Any, ...]) -> str:
