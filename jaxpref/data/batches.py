@@ -1,0 +1,241 @@
+"""Batches as a pure function of (seed, step, lengths): nothing to save, a run resumes from its step.
+
+`Batches(...)[step]` is the batch of optimizer step `step`, whatever was read before; `stream` wraps
+it in grain, which reads ahead in threads. Shapes come from a ladder of at most `LADDER` sizes, laid
+down from the first batches, so that a run compiles a handful of programs.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Protocol
+
+import grain
+import jax
+import numpy as np
+
+from jaxpref.data.packing import (
+  Piece,
+  Shape,
+  auto_row_lengths,
+  divide,
+  fill,
+  pieces,
+  place,
+  shape_for,
+)
+from jaxpref.typing import Batch
+
+LADDER = 4  # shapes in the ladder
+TRIAL_BATCHES = 32  # batches it is laid down from
+
+
+class Examples(Protocol):
+  """What batches need of a data set; `lengths` is int [n, 1+K]: prompt, then candidates."""
+
+  lengths: np.ndarray
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+  """How examples are laid into rows. Results do not depend on it; speed and memory do.
+
+  Attributes:
+    row_lengths: ascending; empty means: from the longest example and its halves.
+    share_prompts: lay a prompt out once for all its candidates.
+    alone: one piece a row, the classic padded layout.
+  """
+
+  row_lengths: tuple[int, ...] = ()
+  share_prompts: bool = True
+  alone: bool = False
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Batches:
+  """Batches of `size` examples over shuffled passes of `dataset`.
+
+  Attributes:
+    dataset: see `Examples`.
+    size: examples a batch, over all microbatches and groups; a multiple of microbatches * groups.
+    seed: of the order. None keeps the data's order and ends after one pass, the last batch filled up
+      with empty examples (evaluation).
+    microbatches, groups: M and G of the batch's arrays.
+    tables: per-example values to attach: name -> table, where `table[i]` holds K float arrays, one
+      value per completion token (such as reference log-probs).
+  """
+
+  dataset: Examples
+  size: int
+  seed: int | None = 0
+  microbatches: int = 1
+  groups: int = 1
+  packing: Packing = Packing()
+  tables: Mapping[str, Sequence[Sequence[np.ndarray]]] = dataclasses.field(default_factory=dict)
+
+  def __post_init__(self):
+    if not len(self.dataset):
+      raise ValueError('the data set is empty: nothing to batch')
+    cells = self.microbatches * self.groups
+    if self.size < 1 or self.size % cells:
+      raise ValueError(
+        f'batch.size={self.size} must be a positive multiple of microbatches * data groups = '
+        f'{self.microbatches} * {self.groups}'
+      )
+
+  def __len__(self) -> int:
+    """Batches of one pass, the last one counted when it is partial."""
+    return -(-len(self.dataset) // self.size)
+
+  def indices(self, step: int) -> np.ndarray:
+    """The examples of batch `step`, int64 [<= size]. A pass ends inside a batch, not before it."""
+    n, at = len(self.dataset), step * self.size
+    if self.seed is None:
+      if not 0 <= step < len(self):
+        raise IndexError(f'batch {step} of an unshuffled pass of {len(self)}')
+      return np.arange(at, min(at + self.size, n))
+    found = []
+    while sum(map(len, found)) < self.size:
+      found.append(self._order(at // n)[at % n : at % n + self.size - sum(map(len, found))])
+      at += len(found[-1])
+    return np.concatenate(found)
+
+  def _order(self, epoch: int) -> np.ndarray:
+    if epoch not in self._orders:
+      if len(self._orders) > 2:
+        self._orders.clear()
+      key = np.random.Philox(key=[self.seed or 0, epoch])
+      self._orders[epoch] = np.random.Generator(key).permutation(len(self.dataset))
+    return self._orders[epoch]
+
+  @cached_property
+  def _orders(self) -> dict[int, np.ndarray]:
+    return {}
+
+  @cached_property
+  def _extras(self) -> tuple[str, ...]:
+    return tuple(self.dataset[0].extras)
+
+  @cached_property
+  def completion(self) -> int:
+    """T: the longest completion of the data set, rounded up."""
+    return -(-max(1, int(self.dataset.lengths[:, 1:].max())) // 16) * 16
+
+  @cached_property
+  def row_lengths(self) -> tuple[int, ...]:
+    lengths = self.dataset.lengths
+    longest = lengths.sum(1)
+    if not self.packing.share_prompts:
+      longest = (lengths[:, :1] + lengths[:, 1:]).max(1)
+    if self.packing.row_lengths:
+      return tuple(sorted(self.packing.row_lengths))
+    auto = auto_row_lengths(int(longest.max()))
+    return auto[-1:] if self.packing.alone else auto
+
+  @cached_property
+  def ladder(self) -> tuple[Shape, ...]:
+    """Shapes, ascending in tokens, each large enough for a share of the trial batches."""
+    trials = []
+    for step in range(TRIAL_BATCHES if self.seed is not None else min(TRIAL_BATCHES, len(self))):
+      trials.append(self._cells(self.indices(step)))
+    trials.sort(key=lambda cells: max(sum(p.length for p in parts) for _, parts in cells))
+    rungs = []
+    for share in np.array_split(np.arange(len(trials)), min(LADDER, len(trials))):
+      cells = [cell for i in share for cell in trials[i]]
+      rungs.append(self._shape(cells))
+    return tuple(sorted(set(rungs), key=lambda s: (s.tokens, s)))
+
+  def _cells(self, indices: np.ndarray) -> list[tuple[np.ndarray, list[Piece]]]:
+    """The [M * G] cells of a batch: positions within the batch, and their pieces."""
+    short = self.size - len(indices)
+    lengths = np.concatenate(
+      [self.dataset.lengths[indices], np.zeros((short, self.dataset.lengths.shape[1]), np.int32)]
+    )
+    hands = divide(lengths.sum(1), self.microbatches * self.groups)
+    share = self.packing.share_prompts
+    return [(hand, pieces(lengths[hand], share_prompts=share)) for hand in hands]
+
+  def _shape(self, cells: Sequence[tuple[np.ndarray, list[Piece]]]) -> Shape:
+    sizes = [[p.length for p in parts] for _, parts in cells]
+    scored = max(self._slots(parts) for _, parts in cells)
+    return shape_for(sizes, scored, self.row_lengths, alone=self.packing.alone)
+
+  def _slots(self, parts: Sequence[Piece]) -> int:
+    return sum(p.completion for p in parts)
+
+  def shape(self, cells: Sequence[tuple[np.ndarray, list[Piece]]]) -> Shape:
+    """The first rung that holds every cell, else a shape of the batch's own."""
+    scored = max(self._slots(parts) for _, parts in cells)
+    for rung in self.ladder:
+      if scored <= rung.scored and all(
+        place([p.length for p in parts], rung.rows, alone=self.packing.alone) is not None
+        for _, parts in cells
+      ):
+        return rung
+    return self._shape(cells)
+
+  def __getitem__(self, step: int) -> Batch:
+    indices = self.indices(step)
+    cells = self._cells(indices)
+    shape = self.shape(cells)
+    filled = []
+    for hand, parts in cells:
+      # Hands are sorted, so the empty places of a short last batch come last in every cell.
+      ids = [int(indices[i]) for i in hand if i < len(indices)]
+      places = place([p.length for p in parts], shape.rows, alone=self.packing.alone)
+      examples = [self.dataset[i] for i in ids]
+      assert places is not None
+      cell = fill(
+        examples,
+        ids,
+        parts,
+        places,
+        shape,
+        len(hand),
+        self.dataset.lengths.shape[1] - 1,
+        self.completion,
+      )
+      self._attach(cell, examples, ids)
+      filled.append(cell)
+    lead = (self.microbatches, self.groups)
+    return jax.tree.map(lambda *xs: np.stack(xs).reshape(*lead, *xs[0].shape), *filled)
+
+  def _attach(self, cell: Batch, examples: Sequence[Any], ids: Sequence[int]) -> None:
+    """Adds tables [B, K, T] and the examples' own extras [B] to the cell's fields."""
+    mask = cell.fields['mask']
+    for name, table in self.tables.items():
+      out = np.zeros(mask.shape, np.float32)
+      for b, i in enumerate(ids):
+        for k, values in enumerate(table[i]):
+          out[b, k, : len(values)] = values
+      cell.fields[name] = out
+    for name in self._extras:
+      out = np.zeros(mask.shape[0], np.float32)
+      out[: len(examples)] = [example.extras[name] for example in examples]
+      cell.fields[name] = out
+
+
+class _Steps:
+  """Random access over batches for grain: item i is (step, batch)."""
+
+  def __init__(self, batches: Batches, start: int, stop: int):
+    self._batches, self._start, self._stop = batches, start, stop
+
+  def __len__(self) -> int:
+    return self._stop - self._start
+
+  def __getitem__(self, i: int) -> tuple[int, Batch]:
+    return self._start + i, self._batches[self._start + i]
+
+
+def stream(
+  batches: Batches, start: int, stop: int, *, ahead: int = 4
+) -> Iterator[tuple[int, Batch]]:
+  """(step, batch) for the steps [start, stop), read ahead in threads by grain."""
+  if stop <= start:
+    return iter(())
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=ahead)
+  return iter(grain.MapDataset.source(_Steps(batches, start, stop)).to_iter_dataset(options))

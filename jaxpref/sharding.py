@@ -1,0 +1,115 @@
+"""The mesh, and where every array lives on it.
+
+Axes are `(data, fsdp, context, tensor)`; an unused axis has size 1. Data groups G go over data x fsdp,
+so packing, gathering and scattering never leave a shard. Parameters get their PartitionSpecs from path
+rules: the first rule whose pattern matches wins, and a path that none matches is an error.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxpref.typing import Params
+
+AXES = ('data', 'fsdp', 'context', 'tensor')
+GROUPS = ('data', 'fsdp')  # the axes that G is divided over
+
+Rules = Sequence[tuple[str, P]]
+
+# Layers are stacked on axis 0. Columns of what fans out and rows of what fans in go over `tensor`, so a
+# sub-layer needs one reduction; the other matrix axis is kept in shards over `fsdp` and gathered at use.
+PARAMS: Rules = (
+  (r'(embed|positions)/w$', P('tensor', 'fsdp')),
+  (r'head/w$', P('fsdp', 'tensor')),
+  (r'(q|k|v|gate|up)/w$', P(None, 'fsdp', 'tensor')),
+  (r'(out|down)/w$', P(None, 'tensor', 'fsdp')),
+  (r'(q|k|v|gate|up)/b$', P(None, 'tensor')),
+  (r'(/b|scale|bias)$', P()),
+  (r'^(count|step|skipped)$|/count$', P()),
+)
+
+
+def make_mesh(
+  sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+  """A mesh over `devices` (default: all); `sizes` by axis name, one of them may be -1 (what is left).
+
+  Raises:
+    ValueError: unknown axis, or sizes that do not multiply to the number of devices.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  given = dict(sizes or {'data': -1})
+  unknown = set(given) - set(AXES)
+  if unknown:
+    raise ValueError(f'unknown mesh axes {sorted(unknown)}; the axes are {AXES}')
+  shape = [given.get(axis, 1) for axis in AXES]
+  rest = int(np.prod([s for s in shape if s != -1]))
+  if shape.count(-1) > 1 or (-1 in shape and len(devices) % rest):
+    raise ValueError(f'mesh {given}: at most one -1, and {rest} must divide {len(devices)} devices')
+  shape = [len(devices) // rest if s == -1 else s for s in shape]
+  if int(np.prod(shape)) != len(devices):
+    raise ValueError(
+      f'mesh {dict(zip(AXES, shape, strict=True))} needs {np.prod(shape)} devices; there are {len(devices)}'
+    )
+  return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def groups(mesh: Mesh) -> int:
+  """G: the number of data shards."""
+  return int(np.prod([mesh.shape[axis] for axis in GROUPS]))
+
+
+def path_of(key_path: tuple) -> str:
+  """'layers/attention/q/w' for a pytree key path."""
+  return '/'.join(
+    str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in key_path
+  )
+
+
+def match(rules: Sequence[tuple[str, object]], path: str) -> object:
+  """The value of the first rule whose pattern is found in `path`."""
+  for pattern, value in rules:
+    if re.search(pattern, path):
+      return value
+  raise ValueError(f'no rule matches parameter {path!r}; patterns: {[p for p, _ in rules]}')
+
+
+def by_path(rules: Sequence[tuple[str, object]], tree: Params) -> Params:
+  """A tree like `tree` of the matching rules' values."""
+  return jax.tree_util.tree_map_with_path(lambda kp, _: match(rules, path_of(kp)), tree)
+
+
+def params_sharding(mesh: Mesh, params: Params, rules: Rules = PARAMS) -> Params:
+  """NamedShardings for parameters, or for anything whose paths end like theirs (Adam's moments).
+
+  An axis that does not divide a dimension is left out there: small tensors stay whole.
+  """
+
+  def one(key_path: tuple, leaf: jax.Array) -> NamedSharding:
+    shape = np.shape(leaf)
+    if not shape:
+      return NamedSharding(mesh, P())
+    spec = match(rules, path_of(key_path))
+    assert isinstance(spec, P)
+    fits = []
+    for size, axes in zip(shape, tuple(spec) + (None,) * len(shape), strict=False):
+      names = (axes,) if isinstance(axes, str) else axes or ()
+      fits.append(
+        axes if names and size % int(np.prod([mesh.shape[n] for n in names])) == 0 else None
+      )
+    return NamedSharding(mesh, P(*fits))
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """For a `Batch`: arrays [M, G, ...], G over data x fsdp."""
+  return NamedSharding(mesh, P(None, GROUPS))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, P())

@@ -1,0 +1,213 @@
+"""One optimizer step: (state, batch, hparams) -> (state, metrics), a pure function.
+
+Gradients are exact for any number of microbatches. Objectives are sums of terms over a norm that depends
+on the batch only, so norms are added over all microbatches first and every microbatch then contributes
+its share. A coupled objective needs all fields at once: one scan computes them forward, the objective
+gives value and cotangents over the global batch, a second scan pulls the cotangents back.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref.log_probs import CHUNK, FIELDS, log_probs
+from jaxpref.models import Model
+from jaxpref.objectives import Objective, reduce_metrics
+from jaxpref.train.optimizer import Optimizer, Scalars, ema_update, global_norm
+from jaxpref.train.state import TrainState
+from jaxpref.typing import Array, Batch, Params
+
+Forward = Callable[[Params, Batch], dict[str, Array]]
+WORST = 8  # examples named by a step
+
+
+class Hparams(NamedTuple):
+  """Everything numeric that a run may vary without compiling again.
+
+  `optimizer` holds learning_rate, weight_decay, b1, b2, eps, clip; numbers or schedules. `ema` is the
+  running average's decay.
+  """
+
+  objective: Objective
+  optimizer: Scalars
+  ema: Any = 0.999
+
+
+def model_fields(objective: Objective, supplied: Sequence[str]) -> tuple[str, ...]:
+  """The fields that the model must compute.
+
+  Raises:
+    ValueError: for a field that neither the data nor the model supplies, saying who asked.
+  """
+  missing = sorted(objective.fields - set(supplied))
+  lacking = [name for name in missing if name not in FIELDS]
+  if lacking:
+    raise ValueError(
+      f'objective {objective} needs {lacking}, which neither the data ({sorted(supplied)}) '
+      f'nor the model ({sorted(FIELDS)}) supplies'
+    )
+  return tuple(missing)
+
+
+def make_step(
+  model: Model, optimizer: Optimizer, *, extra: Sequence[str] = (), chunk: int = CHUNK
+) -> Callable[[TrainState, Batch, Hparams], tuple[TrainState, dict[str, Any]]]:
+  """The train step of `model`; jit it with the state donated.
+
+  Args:
+    extra: model fields (such as 'entropy') to compute for their own sake; reported as their mean.
+    chunk: scored tokens that meet the LM head at once.
+
+  Returns:
+    step(state, batch, hparams) -> (state, metrics). Metrics are float32 scalars over the global batch,
+    and 'worst': ids and losses of the `WORST` examples with the highest loss. A step whose loss or
+    gradient is not finite leaves parameters, moments and average as they were and counts in
+    `state.skipped`.
+  """
+
+  def step(state: TrainState, batch: Batch, hparams: Hparams) -> tuple[TrainState, dict[str, Any]]:
+    objective = hparams.objective
+    names = model_fields(objective, tuple(batch.fields))
+    fields = tuple(dict.fromkeys((*names, *extra)))
+    forward = functools.partial(_forward, model, fields, chunk)
+    gradients = coupled_gradients if objective.coupled else separable_gradients
+    loss, grads, metrics, outputs = gradients(
+      forward, objective, optimizer.trainable, state.params, batch, state.step
+    )
+    norm = global_norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+
+    tx = optimizer.transform(hparams.optimizer, state.step, state.params)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
+    ema = None if state.ema is None else ema_update(state.ema, params, hparams.ema)
+    new = _choose(finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema))
+
+    data = _merge(batch.fields, 3)
+    scalars = reduce_metrics(metrics)
+    mask = data['mask']
+    for name in extra:
+      scalars[name] = jnp.sum(outputs[name]) / jnp.maximum(jnp.sum(mask), 1)
+    rate = hparams.optimizer['learning_rate']
+    scalars |= {
+      'loss': loss,
+      'grad_norm': norm,
+      'learning_rate': jnp.asarray(rate(state.step) if callable(rate) else rate, jnp.float32),
+      'skipped': 1.0 - finite.astype(jnp.float32),
+      'worst': _worst(metrics['loss'].values, data['ids']),
+    }
+    skipped = jnp.where(finite, 0, state.skipped + 1).astype(jnp.int32)
+    return TrainState(state.step + 1, *new, skipped), scalars
+
+  return step
+
+
+def evaluate(
+  model: Model,
+  objective: Objective,
+  params: Params,
+  batch: Batch,
+  *,
+  extra: Sequence[str] = (),
+  chunk: int = CHUNK,
+) -> tuple[dict[str, Any], dict[str, Array]]:
+  """One batch's metrics without a gradient: (metrics, fields).
+
+  `metrics` maps names to `Metric`s, arrays over the batch's examples, so that a caller can join
+  batches before reducing; `fields` holds the model's outputs [M*G*B, K, T] beside the data's.
+  """
+  fields = tuple(dict.fromkeys((*model_fields(objective, tuple(batch.fields)), *extra)))
+  forward = functools.partial(_forward, model, fields, chunk)
+  _, outputs = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
+  data = _merge(batch.fields, 3)
+  outputs = _merge(outputs, 2)
+  _, metrics = objective.partial(data | outputs, objective.norms(data, 0), 0)
+  return metrics, data | outputs
+
+
+def separable_gradients(
+  forward: Forward,
+  objective: Objective,
+  trainable: Callable,
+  params: Params,
+  batch: Batch,
+  step: Array,
+) -> tuple[Array, Params, dict[str, Any], dict[str, Array]]:
+  """(loss, gradients, metrics, outputs): norms of the whole batch first, then one scan."""
+  norms = objective.norms(_merge(batch.fields, 3), step)
+
+  def share(params: Params, micro: Batch) -> tuple[Array, Any]:
+    outputs = forward(trainable(params), micro)
+    loss, metrics = objective.partial(_merge(micro.fields, 2) | outputs, norms, step)
+    return loss, (metrics, outputs)
+
+  def body(carry: tuple[Array, Params], micro: Batch) -> tuple[tuple[Array, Params], Any]:
+    (loss, aux), grads = jax.value_and_grad(share, has_aux=True)(params, micro)
+    return (carry[0] + loss, jax.tree.map(jnp.add, carry[1], grads)), aux
+
+  zero = (jnp.zeros((), jnp.float32), jax.tree.map(jnp.zeros_like, params))
+  if batch.fields['mask'].shape[0] == 1:
+    (loss, (metrics, outputs)), grads = jax.value_and_grad(share, has_aux=True)(
+      params, jax.tree.map(lambda x: x[0], batch)
+    )
+    return loss, grads, metrics, outputs
+  (loss, grads), (metrics, outputs) = jax.lax.scan(body, zero, batch)
+  return loss, grads, _merge(metrics, 2), _merge(outputs, 2)
+
+
+def coupled_gradients(
+  forward: Forward,
+  objective: Objective,
+  trainable: Callable,
+  params: Params,
+  batch: Batch,
+  step: Array,
+) -> tuple[Array, Params, dict[str, Any], dict[str, Array]]:
+  """The same for an objective that mixes examples: fields, value and cotangents, then their vjp.
+
+  Only fields [B, K, T] are kept between the scans; accumulating costs one extra forward pass.
+  """
+  data = _merge(batch.fields, 3)
+  micros = batch.fields['mask'].shape[0]
+  _, stacked = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
+
+  def value(stacked: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
+    fields = data | _merge(stacked, 2)
+    return objective.partial(fields, objective.norms(fields, step), step)
+
+  (loss, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(stacked)
+
+  def body(grads: Params, xs: tuple[Batch, dict[str, Array]]) -> tuple[Params, None]:
+    micro, cotangent = xs
+    _, pull = jax.vjp(lambda p: forward(trainable(p), micro), params)
+    return jax.tree.map(jnp.add, grads, pull(cotangent)[0]), None
+
+  zero = jax.tree.map(jnp.zeros_like, params)
+  grads, _ = jax.lax.scan(body, zero, (batch, cotangents), length=micros)
+  return loss, grads, metrics, _merge(stacked, 2)
+
+
+def _forward(
+  model: Model, names: tuple[str, ...], chunk: int, params: Params, micro: Batch
+) -> dict[str, Array]:
+  """Model fields [G*B, K, T] of one microbatch."""
+  return _merge(log_probs(model, params, micro, names, chunk=chunk), 2)
+
+
+def _merge(tree: Any, axes: int) -> Any:
+  """Merges the leading `axes` axes of every array: [M, G, B, ...] -> [M*G*B, ...]."""
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[axes:]), tree)
+
+
+def _choose(condition: Array, new: Any, old: Any) -> Any:
+  return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def _worst(losses: Array, ids: Array) -> dict[str, Array]:
+  """Ids and losses of the examples with the highest loss; what is not finite comes first."""
+  key = jnp.where(ids < 0, -jnp.inf, jnp.where(jnp.isfinite(losses), losses, jnp.inf))
+  _, top = jax.lax.top_k(key, min(WORST, len(ids)))
+  return {'ids': ids[top], 'loss': losses[top]}
