@@ -18,17 +18,22 @@ from jaxpref.typing import Array
 Axis = int | tuple[int, ...] | None
 
 
+def widened(values: Array) -> Array:
+  """As float32, or float64 if it is that: sums and differences in bfloat16 lose what matters."""
+  values = jnp.asarray(values)
+  return values.astype(jnp.promote_types(values.dtype, jnp.float32))
+
+
 def _prepared(values: Array, weights: Array) -> tuple[Array, Array]:
   """Both in at least float32, with zeros where the weight is zero.
 
   Selecting before any arithmetic is the "double where" trick: 0 * NaN is NaN, in gradients too.
   """
-  values, weights = jnp.asarray(values), jnp.asarray(weights)
+  values, weights = widened(values), jnp.asarray(weights)
   if values.shape != weights.shape:
     raise ValueError(
       f'values and weights must have one shape, got {values.shape} and {weights.shape}'
     )
-  values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
   return jnp.where(weights != 0, values, 0), weights.astype(values.dtype)
 
 

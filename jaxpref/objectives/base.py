@@ -91,9 +91,9 @@ class Part:
 
     # What stands under a False mask may be anything; zeros keep NaN out of values and gradients.
     def argument(name: str) -> Array:
-      array = fields[name]
+      array = jnp.asarray(fields[name])
       hidden = name != 'mask' and array.shape == mask.shape
-      return jnp.where(mask, array, jnp.zeros((), array.dtype)) if hidden else array
+      return jnp.where(mask, array, jnp.zeros_like(array)) if hidden else array
 
     numbers = {key: resolve(value, step) for key, value in self.numbers.items()}
     arrays = map(argument, self.builder.signature.fields)

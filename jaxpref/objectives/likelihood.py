@@ -26,7 +26,7 @@ def sft(
     reduce: `mask -> (weights, norm)`: token_mean, sequence_mean, fixed_length(n).
     candidate: which of the K candidates; 0 is the best.
   """
-  if not 0 <= candidate < mask.shape[1]:
+  if not 0 <= candidate < mask.shape[1]:  # jax would clamp the index
     raise ValueError(f'sft(candidate={candidate}): the batch has K={mask.shape[1]} candidates')
   terms, mask = -logps[:, candidate], mask[:, candidate]
   weights, norm = reduce(mask)

@@ -14,7 +14,7 @@ from jaxpref.typing import Array
 
 def log_ratios(logps: Array, ref_logps: Array, mask: Array) -> Array:
   """log π(y|x) - log π_ref(y|x) of every candidate, [B, K], from per-token fields [B, K, T]."""
-  return masked.sum(logps.astype(jnp.float32) - ref_logps.astype(jnp.float32), mask, axis=-1)
+  return masked.sum(masked.widened(logps) - masked.widened(ref_logps), mask, axis=-1)
 
 
 def complete_pairs(mask: Array) -> Array:

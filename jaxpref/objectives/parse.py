@@ -44,15 +44,13 @@ def parse(text: str, imports: Sequence[str] = ()) -> Objective:
       raise ValueError('expected text')
     if len(text) > MAX_LENGTH:
       raise ValueError(f'{len(text)} characters, at most {MAX_LENGTH} are allowed')
-    tree = ast.parse(text.strip(), mode='eval').body
+    tree = ast.parse(' '.join(text.split()), mode='eval').body  # line breaks are spaces
     result = _value(tree, 0)
     if not isinstance(result, Objective):
       raise ValueError(
         f'it is {_kind(result)}, not an objective; write a call such as dpo(beta=0.1)'
       )
-  except (SyntaxError, RecursionError, MemoryError) as error:
-    raise ValueError(f'cannot parse objective {_short(text)}: {error}') from error
-  except (TypeError, ValueError) as error:
+  except (SyntaxError, RecursionError, MemoryError, TypeError, ValueError) as error:
     raise ValueError(f'cannot parse objective {_short(text)}: {error}') from error
   return result
 

@@ -1,0 +1,134 @@
+"""Masked statistics: equal to numpy on what counts, safe where nothing does, honest about NaN."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref import masked
+
+STATISTICS = [
+  (masked.sum, np.sum),
+  (masked.mean, np.mean),
+  (masked.std, np.std),
+  (masked.min, np.min),
+  (masked.max, np.max),
+  (masked.quantile(0.0), np.min),
+  (masked.quantile(0.3), lambda x: np.quantile(x, 0.3)),
+  (masked.quantile(1.0), np.max),
+]
+values_of = pytest.mark.parametrize('statistic', [s for s, _ in STATISTICS], ids=str)
+
+
+def sample(shape=(4, 5), seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.normal(size=shape).astype(np.float32), rng.random(shape) < 0.5
+
+
+@pytest.mark.parametrize(('statistic', 'expected'), STATISTICS, ids=str)
+def test_equals_numpy_on_what_counts(statistic, expected):
+  values, mask = sample()
+  np.testing.assert_allclose(statistic(values, mask), expected(values[mask]), rtol=1e-5)
+  np.testing.assert_allclose(statistic(values, np.ones_like(mask)), expected(values), rtol=1e-5)
+
+
+def test_weights_are_numbers():
+  values, weights = jnp.array([1.0, 2.0, 4.0]), jnp.array([0.5, 0.0, 1.5])
+  np.testing.assert_allclose(masked.sum(values, weights), 0.5 + 6.0)
+  np.testing.assert_allclose(masked.mean(values, weights), 6.5 / 2.0)
+  # mean 3.25; variance (0.5 * 2.25² + 1.5 * 0.75²) / 2 = 1.6875
+  np.testing.assert_allclose(masked.std(values, weights), np.sqrt(1.6875), rtol=1e-6)
+
+
+@pytest.mark.parametrize('statistic', [masked.sum, masked.mean, masked.min, masked.max])
+def test_axis_reduces_each_row_by_itself(statistic):
+  values, mask = sample()
+  rows = [statistic(v, m) for v, m in zip(values, mask, strict=True)]
+  np.testing.assert_allclose(statistic(values, mask, axis=-1), np.stack(rows), rtol=1e-6)
+
+
+@values_of
+def test_all_masked_is_zero_with_finite_gradients(statistic):
+  values = jnp.array([1.0, jnp.nan, jnp.inf])
+  value, gradient = jax.value_and_grad(statistic)(values, jnp.zeros(3))
+  assert value == 0
+  np.testing.assert_array_equal(gradient, np.zeros(3))
+
+
+@values_of
+def test_what_is_masked_leaks_nowhere(statistic):
+  values, mask = sample()
+  expected = jax.value_and_grad(statistic)(jnp.asarray(values), mask)
+  spoiled = jax.value_and_grad(statistic)(jnp.where(mask, values, jnp.nan), mask)
+  np.testing.assert_array_equal(spoiled[0], expected[0])
+  np.testing.assert_array_equal(spoiled[1], expected[1])
+  assert not np.any(np.asarray(spoiled[1])[~mask])
+
+
+@values_of
+def test_a_nan_that_counts_shows(statistic):
+  assert np.isnan(statistic(jnp.array([1.0, jnp.nan, 2.0]), jnp.array([1.0, 1.0, 0.0])))
+
+
+def test_std_of_equal_values_has_a_gradient():
+  gradient = jax.grad(masked.std)(jnp.full(3, 2.0), jnp.ones(3))
+  np.testing.assert_array_equal(gradient, np.zeros(3))
+
+
+def test_bfloat16_is_summed_in_float32():
+  # A bfloat16 sum of ones sticks at 256, where the spacing becomes 2.
+  ones = jnp.ones(1000, jnp.bfloat16)
+  assert masked.sum(ones, ones) == 1000
+  assert masked.sum(ones, ones).dtype == jnp.float32
+
+
+def test_whiten():
+  values, mask = sample()
+  white = masked.whiten(jnp.where(mask, values, jnp.nan), mask)
+  np.testing.assert_allclose(white[mask].mean(), 0, atol=1e-6)
+  np.testing.assert_allclose(white[mask].std(), 1, rtol=1e-5)
+  assert not np.any(np.asarray(white)[~mask])
+  assert not np.any(masked.whiten(values, np.zeros_like(mask)))
+
+
+def test_shapes_must_agree():
+  with pytest.raises(ValueError, match=r'one shape, got \(3,\) and \(2,\)'):
+    masked.mean(jnp.zeros(3), jnp.ones(2))
+
+
+@pytest.mark.parametrize('q', [-0.1, 1.1, float('nan')])
+def test_quantile_outside_the_unit_interval(q):
+  with pytest.raises(ValueError, match='0 <= q <= 1'):
+    masked.quantile(q)
+
+
+MASK = np.array([[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]], bool)  # lengths 2, 1, 3, none
+
+
+@pytest.mark.parametrize(
+  ('reduce', 'weights', 'norm'),
+  [
+    (masked.token_mean, [[[1, 1, 0], [1, 0, 0]], [[1, 1, 1], [0, 0, 0]]], 6),
+    (masked.sequence_mean, [[[1 / 2, 1 / 2, 0], [1, 0, 0]], [[1 / 3] * 3, [0, 0, 0]]], 3),
+    (masked.fixed_length(4), [[[1 / 4, 1 / 4, 0], [1 / 4, 0, 0]], [[1 / 4] * 3, [0, 0, 0]]], 3),
+  ],
+  ids=str,
+)
+def test_reductions(reduce, weights, norm):
+  got = reduce(MASK)
+  np.testing.assert_allclose(got[0], weights, rtol=1e-6)
+  assert got[1] == norm
+  assert sum(reduce(MASK[i : i + 1])[1] for i in range(2)) == norm
+  empty = reduce(np.zeros_like(MASK))
+  assert empty[1] == 0 and not np.any(empty[0])
+
+
+def test_static_reductions_are_hashable_and_equal_by_value():
+  assert masked.fixed_length(8) == masked.fixed_length(8)
+  assert hash(masked.quantile(0.5)) == hash(masked.quantile(0.5))
+
+
+@pytest.mark.parametrize('length', [0, -1, 1.5, True])
+def test_fixed_length_needs_a_length(length):
+  with pytest.raises(ValueError, match='whole number of tokens'):
+    masked.fixed_length(length)
