@@ -1,0 +1,130 @@
+"""The figures of a report: how training went, and what it did to the texts.
+
+Drawn on `Figure` objects without pyplot: no global state, no display. Colours are Okabe and Ito's,
+which colour-blind readers can tell apart; before and after keep theirs in every figure.
+"""
+
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jaxpref.evals.statistics import Estimate
+
+BEFORE, AFTER, MUTED = '#E69F00', '#0072B2', '#8C8C8C'
+STYLE = {
+  'font.size': 10,
+  'axes.titlesize': 11,
+  'axes.titlelocation': 'left',
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.grid': True,
+  'axes.axisbelow': True,
+  'grid.color': '#E6E6E6',
+  'grid.linewidth': 0.8,
+  'legend.frameon': False,
+  'savefig.dpi': 150,
+}
+
+
+def training(
+  path: pathlib.Path,
+  train: Sequence[Mapping[str, float]],
+  held_out: Sequence[Mapping[str, float]],
+) -> None:
+  """Loss, accuracy and margin over steps; each line of metrics holds `step` and these names."""
+  panels = (
+    ('loss', 'DPO loss', np.log(2), 'log 2: no preference'),
+    ('rewards/accuracies', 'Pairs ranked as labelled', 0.5, 'chance'),
+    ('rewards/margins', 'Reward margin, chosen - rejected', 0.0, ''),
+  )
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(11, 3.4), layout='constrained')
+    for axes, (name, title, level, meaning) in zip(figure.subplots(1, 3), panels, strict=True):
+      axes.axhline(level, color=MUTED, linewidth=1, linestyle=':')
+      if meaning:
+        place = dict(xycoords=('axes fraction', 'data'), textcoords='offset points')
+        axes.annotate(
+          meaning, (0.99, level), xytext=(0, 3), ha='right', color=MUTED, fontsize=9, **place
+        )
+      axes.plot(
+        *_series(train, name), color=MUTED, linewidth=1, alpha=0.8, label='train, per batch'
+      )
+      axes.plot(*_series(held_out, name), color=AFTER, marker='o', markersize=4, label='held out')
+      axes.set(title=title, xlabel='DPO step')
+      axes.margins(x=0.02)
+    figure.axes[0].legend(loc='lower left')
+    figure.savefig(path)
+
+
+def outcome(
+  path: pathlib.Path,
+  before: np.ndarray,
+  after: np.ndarray,
+  curve: Sequence[tuple[int, Estimate, Estimate]],
+) -> None:
+  """True scores of held-out samples before and after; and score against KL, step by step.
+
+  Args:
+    before, after: scores, any shape.
+    curve: (step, kl, score) of checkpoints, the first being the reference itself.
+  """
+  with matplotlib.rc_context(STYLE):
+    figure = Figure(figsize=(11, 4), layout='constrained')
+    left, right = figure.subplots(1, 2)
+    _histograms(left, np.ravel(before), np.ravel(after))
+    _frontier(right, curve)
+    figure.savefig(path)
+
+
+def _histograms(axes: Axes, before: np.ndarray, after: np.ndarray) -> None:
+  bins = np.linspace(-1.05, 1.05, 22)  # centred on the tenths
+  for values, name, colour in ((before, 'before DPO', BEFORE), (after, 'after DPO', AFTER)):
+    shared = dict(bins=bins, weights=np.full(values.size, 100 / values.size), color=colour)
+    label = f'{name}, mean {values.mean():+.2f}'
+    axes.hist(values, **shared, alpha=0.25, label=label)
+    axes.hist(values, **shared, histtype='step', linewidth=1.6)
+    axes.axvline(values.mean(), ymax=0.84, color=colour, linewidth=1.6, linestyle='--')
+  axes.set(
+    title='True score of samples on held-out prompts',
+    xlabel='true score (-1: worst, or not a review; +1: best)',
+    ylabel='% of samples',
+    xlim=(-1.08, 1.08),
+    xticks=np.linspace(-1, 1, 9),
+  )
+  axes.set_ylim(top=axes.get_ylim()[1] / 0.84)  # room for the legend
+  axes.legend(loc='upper left', ncols=2, handlelength=1.2)
+
+
+def _frontier(axes: Axes, curve: Sequence[tuple[int, Estimate, Estimate]]) -> None:
+  steps = [step for step, _, _ in curve]
+  kls, scores = [kl for _, kl, _ in curve], [score for _, _, score in curve]
+  x, y = [kl.value for kl in kls], [score.value for score in scores]
+  axes.errorbar(
+    x, y, xerr=_arms(kls), yerr=_arms(scores), color=AFTER, ecolor='#7FB2D6', elinewidth=1.2,
+    linewidth=1.6, marker='o', markersize=5,
+  )  # fmt: skip
+  axes.plot(x[0], y[0], color=BEFORE, marker='o', markersize=7, linestyle='', zorder=3)
+  for step, at in zip(steps, zip(x, y, strict=True), strict=True):
+    label = 'reference' if step == 0 else f'{step}'
+    offset = dict(xytext=(8, -13), textcoords='offset points', fontsize=9, color='#404040')
+    axes.annotate(label, at, **offset)
+  axes.set(
+    title='True score against KL along DPO, by step (95 % intervals)',
+    xlabel='KL(policy || reference), nats per completion',
+    ylabel='mean true score, held-out prompts',
+  )
+  axes.margins(x=0.1, y=0.1)
+
+
+def _arms(estimates: Sequence[Estimate]) -> np.ndarray:
+  """Lengths of error bars, [2, n]."""
+  return np.array([(e.value - e.low, e.high - e.value) for e in estimates]).T
+
+
+def _series(lines: Sequence[Mapping[str, float]], name: str) -> tuple[list[float], list[float]]:
+  lines = [line for line in lines if name in line]
+  return [line['step'] for line in lines], [line[name] for line in lines]

@@ -1,0 +1,185 @@
+"""What an alignment run did: `report.md` with two figures, and a summary on the terminal."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import plots
+from jaxpref.evals import statistics
+from jaxpref.evals.statistics import KL
+
+TRAINING_PLOT, OUTCOME_PLOT = 'training.png', 'outcome.png'
+SAMPLES = 8  # prompts shown, the first ones: none is picked
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """Samples of one model on the held-out prompts, P prompts and S samples of each."""
+
+  step: int  # of DPO; 0 is the reference
+  completions: Sequence[Sequence[str]]  # [P][S]
+  scores: np.ndarray  # [P, S] true scores
+  valid: np.ndarray  # bool [P, S]: the text is a review
+  kl: KL  # to the reference
+
+  def distinct(self) -> float:
+    """Share of completions that differ from all others; it falls when a policy collapses."""
+    texts = [text for row in self.completions for text in row]
+    return len(set(texts)) / len(texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+  """All that a report needs. `evaluations` go along DPO: first the reference, last the result."""
+
+  prompts: Sequence[str]
+  evaluations: Sequence[Evaluation]
+  train_metrics: Sequence[Mapping[str, float]]  # lines with `step`, `loss`, `rewards/...`
+  held_out_metrics: Sequence[Mapping[str, float]]
+  settings: Mapping[str, object]
+  seconds: Mapping[str, float]  # phase -> wall time
+  command: str
+
+  @property
+  def before(self) -> Evaluation:
+    return self.evaluations[0]
+
+  @property
+  def after(self) -> Evaluation:
+    return self.evaluations[-1]
+
+
+def rows(study: Study) -> list[tuple[str, str, str]]:
+  """The table's lines: (quantity, before, after); `before` is '' where only the change has one."""
+  before, after = study.before, study.after
+  gain = statistics.difference(after.scores, before.scores)
+  wins = statistics.win_rate(after.scores, before.scores)
+  return [
+    (
+      'true score',
+      f'{statistics.mean(before.scores):+.3f}',
+      f'{statistics.mean(after.scores):+.3f}',
+    ),
+    ('gain, paired by prompt', '', f'{gain:+.3f}'),
+    ('true score of valid reviews', *_valid_scores(before, after)),
+    ('valid reviews', *(f'{statistics.mean(e.valid):.1%}' for e in (before, after))),
+    ('win rate over the reference', '', f'{wins:.1%}'),
+    ('KL to the reference (k1), nats', '0', f'{after.kl.k1:.2f}'),
+    ('KL to the reference (k3), nats', '0', f'{after.kl.k3:.2f}'),
+    ('distinct completions', f'{before.distinct():.1%}', f'{after.distinct():.1%}'),
+    ('characters a completion', *(f'{_mean_length(e):.1f}' for e in (before, after))),
+  ]
+
+
+def write(folder: pathlib.Path, study: Study) -> pathlib.Path:
+  """Writes `report.md` and its two figures into `folder`; returns the path of the report."""
+  folder.mkdir(parents=True, exist_ok=True)
+  plots.training(folder / TRAINING_PLOT, study.train_metrics, study.held_out_metrics)
+  curve = [(e.step, e.kl.k1, statistics.mean(e.scores)) for e in study.evaluations]
+  plots.outcome(folder / OUTCOME_PLOT, study.before.scores, study.after.scores, curve)
+  path = folder / 'report.md'
+  path.write_text(_markdown(study), encoding='utf-8')
+  return path
+
+
+def summary(console: Console, study: Study) -> None:
+  """The table and some samples, on a terminal."""
+  table = Table(
+    title=f'{len(study.prompts)} held-out prompts, 95 % intervals', title_justify='left'
+  )
+  table.add_column('')
+  table.add_column('before DPO', justify='right')
+  table.add_column('after DPO', justify='right')
+  for row in rows(study):
+    table.add_row(*row)
+  console.print(table)
+  samples = Table(title='samples, the first prompts', title_justify='left')
+  for name in ('prompt', 'before DPO', 'score', 'after DPO', 'score'):
+    samples.add_column(name, justify='right' if name == 'score' else 'left')
+  for row in _samples(study, SAMPLES // 2):
+    samples.add_row(*row)
+  console.print(samples)
+
+
+def _valid_scores(*evaluations: Evaluation) -> list[str]:
+  """Mean scores of valid samples, over the prompts where all have some: slips left out."""
+  prompts = np.all([e.valid.any(1) for e in evaluations], axis=0)
+  if not prompts.any():
+    return ['none'] * len(evaluations)
+  means = [np.where(e.valid, e.scores, 0).sum(1) / e.valid.sum(1).clip(1) for e in evaluations]
+  return [f'{statistics.mean(mean[prompts]):+.3f}' for mean in means]
+
+
+def _mean_length(evaluation: Evaluation) -> float:
+  return float(np.mean([len(text) for row in evaluation.completions for text in row]))
+
+
+def _samples(study: Study, n: int) -> list[tuple[str, ...]]:
+  before, after = study.before, study.after
+  return [
+    (
+      prompt,
+      before.completions[i][0].strip(),
+      f'{before.scores[i, 0]:+.2f}',
+      after.completions[i][0].strip(),
+      f'{after.scores[i, 0]:+.2f}',
+    )
+    for i, prompt in enumerate(study.prompts[:n])
+  ]
+
+
+def _markdown(study: Study) -> str:
+  samples_each = study.after.scores.shape[1]
+  total = sum(study.seconds.values())
+  return f"""# DPO on a world of film reviews
+
+A small decoder learns to write reviews (SFT) and writes pairs of them; a rule that knows the true
+sentiment labels the pairs, with noise (Bradley-Terry); DPO trains on the labels alone. Everything
+below is measured on {len(study.prompts)} held-out prompts, {samples_each} samples of each at
+temperature 1, scored by the rule.
+
+{_table(('', 'before DPO', 'after DPO'), rows(study), '-::')}
+
+In brackets: 95 % intervals, prompts being the units (Wilson's for the win rate, in which a tie
+counts one half; normal ones elsewhere). KL is of whole completions, estimated on samples of the
+policy.
+
+![true score before and after, and against KL]({OUTCOME_PLOT})
+
+![loss, accuracy and margin over the steps of DPO]({TRAINING_PLOT})
+
+## Samples
+
+The first {min(SAMPLES, len(study.prompts))} held-out prompts, first sample of each; none is picked.
+
+{_table(('prompt', 'before DPO', 'score', 'after DPO', 'score'), _samples(study, SAMPLES), '--:-:')}
+
+## How to read this
+
+- The intervals cover the draw of prompts and samples, not that of the training seed: other seeds
+  give somewhat other numbers. Run again with another seed to see how much.
+- A text that is no review (a misspelt word, a sentence cut off) scores -1. So part of the gain in
+  the first line is fewer slips; the line on valid reviews leaves that part out.
+- Held-out prompts are new combinations of words that were seen in training, as the world is small.
+- The rule is the true reward here, so there is nothing to over-optimise but variety: read the score
+  together with KL and the share of distinct completions.
+
+## Settings and times
+
+{_table(('setting', 'value'), [(k, str(v)) for k, v in study.settings.items()], '--')}
+
+{_table(('phase', 'seconds'), [(k, f'{v:.1f}') for k, v in study.seconds.items()], '-:')}
+
+Total {total:.0f} s. To reproduce: `{study.command}`
+"""
+
+
+def _table(head: Sequence[str], lines: Sequence[Sequence[str]], align: str) -> str:
+  """A Markdown table; `align` has a '-' (left) or ':' (right) for each column."""
+  rule = ['---:' if side == ':' else '---' for side in align]
+  escaped = [[cell.replace('|', '\\|') for cell in line] for line in lines]
+  return '\n'.join(f'| {" | ".join(line)} |' for line in (head, rule, *escaped))
