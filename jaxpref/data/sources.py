@@ -46,7 +46,8 @@ def open_source(spec: str) -> Source:
   scheme, colon, rest = str(spec).partition(':')
   if colon and scheme in _SCHEMES:
     return _SCHEMES[scheme](rest)
-  if str(spec).endswith(_SUFFIXES):
+  misspelt = colon and scheme.isalnum() and not pathlib.Path(spec).exists()
+  if str(spec).endswith(_SUFFIXES) and not misspelt:
     return _open_json(str(spec))
   near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
   hint = f'; did you mean {near[0]!r}?' if near else ''

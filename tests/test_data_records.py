@@ -1,0 +1,166 @@
+"""Records of every format come to one form, and errors name the line, the key and what came."""
+
+import pytest
+
+from jaxpref.data.records import KINDS, check_columns, infer_kind, read_record, rename
+from jaxpref.data.sources import DataError
+
+WHERE = 'pairs.jsonl:7'
+
+
+def user(content):
+  return {'role': 'user', 'content': content}
+
+
+def assistant(content):
+  return {'role': 'assistant', 'content': content}
+
+
+def read(value):
+  return read_record(WHERE, value, infer_kind(WHERE, value, tuple(KINDS)))
+
+
+@pytest.mark.parametrize(
+  ('value', 'prompt', 'completions'),
+  [
+    pytest.param(
+      {'prompt': 'Hi', 'chosen': ' a', 'rejected': ' b', 'other': 1},
+      'Hi',
+      (' a', ' b'),
+      id='explicit',
+    ),
+    pytest.param(
+      {'chosen': 'The sky is blue', 'rejected': 'The sky is black'},
+      'The sky is',
+      (' blue', ' black'),
+      id='implicit: back to the start of the word',
+    ),
+    pytest.param({'chosen': 'yes', 'rejected': 'no'}, '', ('yes', 'no'), id='nothing in common'),
+    pytest.param({'prompt': '', 'chosen': 'a', 'rejected': ''}, '', ('a', ''), id='empty texts'),
+    pytest.param(
+      {
+        'chosen': '\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: Hm\n\nAssistant: Ha!',
+        'rejected': '\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: Hm\n\nAssistant: He',
+      },
+      '\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: Hm\n\nAssistant:',
+      (' Ha!', ' He'),
+      id='HH transcript',
+    ),
+    pytest.param(
+      {
+        'chosen': '\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: Hm\n\nAssistant: Ha!',
+        'rejected': '\n\nHuman: Hi\n\nAssistant: No',
+      },
+      '\n\nHuman: Hi\n\nAssistant:',
+      (' Ho\n\nHuman: Hm\n\nAssistant: Ha!', ' No'),
+      id='HH transcript that parts early',
+    ),
+    pytest.param(
+      {'prompt': [user('Hi')], 'chosen': [assistant('a')], 'rejected': [assistant('b')]},
+      [user('Hi')],
+      ([assistant('a')], [assistant('b')]),
+      id='messages',
+    ),
+    pytest.param(
+      {'chosen': [user('Hi'), assistant('a')], 'rejected': [user('Hi'), assistant('b')]},
+      [user('Hi')],
+      ([assistant('a')], [assistant('b')]),
+      id='messages, implicit prompt',
+    ),
+    pytest.param(
+      {'chosen': [user('Hi'), assistant('a')], 'rejected': [user('Hi'), assistant('a')]},
+      [user('Hi')],
+      ([assistant('a')], [assistant('a')]),
+      id='messages, identical',
+    ),
+    pytest.param(
+      {
+        'prompt': 'Hi',
+        'chosen': [user('Hi'), assistant('a')],
+        'rejected': [user('Hi'), assistant('b')],
+      },
+      [user('Hi')],
+      ([assistant('a')], [assistant('b')]),
+      id='completions that repeat the prompt',
+    ),
+    pytest.param(
+      {'prompt': [user('Hi')], 'chosen': 'a', 'rejected': 'b'},
+      [user('Hi')],
+      ([assistant('a')], [assistant('b')]),
+      id='strings after messages',
+    ),
+    pytest.param({'prompt': 'Q', 'completion': ' A'}, 'Q', (' A',), id='prompt-completion'),
+    pytest.param({'text': 'word'}, '', ('word',), id='text'),
+    pytest.param(
+      {'messages': [user('Hi'), assistant('a'), user('b'), assistant('c')]},
+      [user('Hi')],
+      ([assistant('a'), user('b'), assistant('c')],),
+      id='conversation',
+    ),
+  ],
+)
+def test_formats(value, prompt, completions):
+  assert read(value) == (prompt, completions, {})
+
+
+def test_labels_and_weights_are_numbers():
+  talk = [user('Hi'), assistant('a'), user('b'), assistant('c')]
+  assert read({'prompt': 'Q', 'completion': 'A', 'label': True}).extras == {'label': 1.0}
+  assert read({'prompt': 'Q', 'completion': 'A', 'label': 0}).extras == {'label': -1.0}
+  assert read({'messages': talk, 'label': False}) == (talk[:3], (talk[3:],), {'label': -1.0})
+  assert read({'text': 'a', 'weight': 2}).extras == {'weight': 2.0}
+
+
+@pytest.mark.parametrize(
+  ('value', 'message'),
+  [
+    ({'prompt': 'a', 'reply': 'b'}, r"cannot use a record with the keys \['prompt', 'reply'\]"),
+    ({'prompt': 3, 'chosen': 'a', 'rejected': 'b'}, "'prompt' should be a string or.*got int 3"),
+    ({'prompt': 'p', 'chosen': None, 'rejected': 'b'}, "'chosen' should be a string.*got NoneType"),
+    ({'chosen': 'a', 'rejected': [user('b')]}, "'chosen' is str 'a', 'rejected' is list"),
+    ({'prompt': 'p', 'chosen': [], 'rejected': 'b'}, "'chosen' should be a non-empty list"),
+    (
+      {'prompt': [{'content': 'x'}], 'chosen': 'a', 'rejected': 'b'},
+      r"prompt\[0\] should have a string 'role' and 'content', got dict",
+    ),
+    (
+      {'prompt': 'p', 'chosen': {'from': 'gpt', 'value': 'a'}, 'rejected': 'b'},
+      "'chosen' should be .* this looks like ShareGPT, which is not read",
+    ),
+    ({'messages': [user(None)]}, r"messages\[0\]: 'content' should be a string, got NoneType"),
+    ({'messages': [user('a')]}, r"no 'assistant' turn to learn from, roles are \['user'\]"),
+    (
+      {'chosen': [user('a')], 'rejected': [user('b')]},
+      r"after the prompt, 'chosen' should go on with an 'assistant' message, got roles \['user'\]",
+    ),
+    (
+      {'chosen': '\n\nHuman: a\n\nAssistant: b', 'rejected': '\n\nHuman: x'},
+      'so there is no prompt; they differ from character 9 on',
+    ),
+    ({'text': ''}, "'text' should be a non-empty string, got str ''"),
+    (
+      {'prompt': 'p', 'completion': 'c', 'label': 'yes'},
+      "'label' should be true or false",
+    ),
+    ({'text': 'a', 'weight': 'big'}, "'weight' should be a number, got str 'big'"),
+  ],
+)
+def test_errors(value, message):
+  with pytest.raises(DataError, match=message) as error:
+    read(value)
+  assert str(error.value).startswith(WHERE)
+
+
+def test_every_record_has_the_kind_of_the_first():
+  with pytest.raises(DataError, match=r"no key 'rejected'.*it has.*did you mean 'reject'"):
+    read_record(WHERE, {'prompt': 'a', 'chosen': 'b', 'reject': 'c'}, 'preference')
+
+
+def test_columns_rename():
+  value = {'question': 'Q', 'prompt': 'other', 'good': 'a', 'bad': 'b'}
+  columns = {'prompt': 'question', 'chosen': 'good', 'rejected': 'bad'}
+  assert read(rename(WHERE, value, check_columns(columns))).prompt == 'Q'
+  with pytest.raises(DataError, match=r"no key 'questoin' \(columns: 'prompt'\); it has"):
+    rename(WHERE, value, {'prompt': 'questoin'})
+  with pytest.raises(DataError, match=r"unknown name 'choosen'.*did you mean 'chosen'"):
+    check_columns({'choosen': 'good'})

@@ -1,0 +1,139 @@
+"""Tokenizers and chat templates: round trips, special tokens, what templates may and may not do."""
+
+import datetime
+import json
+
+import pytest
+import vocabularies
+
+from jaxpref.data import chat
+from jaxpref.data.tokenizer import load_tokenizer
+
+TALK = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Yo'}]
+
+
+def test_byte_tokens_are_the_bytes_and_three_special_tokens():
+  tokenizer = load_tokenizer('byte')
+  text = 'né\n\x00 日本 ' + ''.join(map(chr, range(300)))
+  assert tokenizer.encode(text) == list(text.encode())
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+  assert tokenizer.vocab_size == 259
+  assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eos_id) == (256, 257, 258)
+  assert tokenizer.encode('a<|eos|>') == [97, 258]
+  assert tokenizer.decode([97, 258, 0xC3]) == 'a<|eos|>�'
+
+
+def test_byte_template_marks_what_the_assistant_says():
+  tokenizer = load_tokenizer('byte')
+  text = tokenizer.apply_chat(TALK)
+  assert text == '<|bos|><user>Hi<|eos|><assistant>Yo<|eos|>'
+  assert [text[a:b] for a, b in tokenizer.generated_spans(TALK)] == ['Yo<|eos|>']
+  assert text.startswith(tokenizer.apply_chat(TALK[:1], add_generation_prompt=True))
+
+
+@pytest.mark.parametrize('source', ['byte', 'folder'])
+def test_a_saved_tokenizer_loads_as_the_same(source, tmp_path):
+  if source == 'folder':
+    source = vocabularies.write_tokenizer(tmp_path / 'a', merges=[('a', 'b')])
+  tokenizer = load_tokenizer(source)
+  tokenizer.save(tmp_path / 'copy')
+  for path in (tmp_path / 'copy', tmp_path / 'copy' / 'tokenizer.json'):
+    copy = load_tokenizer(path)
+    assert copy.fingerprint == tokenizer.fingerprint
+    assert copy.encode('xab é') == tokenizer.encode('xab é')
+    assert copy.special == tokenizer.special
+    assert copy.adds_bos == tokenizer.adds_bos
+
+
+def test_special_tokens_come_from_any_of_the_files(tmp_path):
+  folder = vocabularies.write_tokenizer(
+    tmp_path,
+    special={'bos_token': {'content': '<s>', 'lstrip': False}},
+    added=['</s>', '<eot>'],
+    config={
+      'chat_template': [{'name': 'default', 'template': 'D'}, {'name': 'tool', 'template': ''}]
+    },
+    generation={'eos_token_id': [257, 258]},
+  )
+  tokenizer = load_tokenizer(folder)
+  assert tokenizer.bos_id == 256
+  assert tokenizer.eos_id == 257 and tokenizer.special['eos_token'] == '</s>'
+  assert tokenizer.stop_ids == (257, 258)
+  assert tokenizer.chat_template == 'D'
+  assert not tokenizer.adds_bos
+  (folder / 'special_tokens_map.json').write_text('{"pad_token": "<eot>"}')
+  (folder / 'chat_template.jinja').write_text('J')
+  again = load_tokenizer(folder)
+  assert again.pad_id == 258
+  assert again.chat_template == 'J'
+  assert again.fingerprint != tokenizer.fingerprint
+
+
+def test_a_length_limit_in_the_file_does_not_apply(tmp_path):
+  tokenizer = load_tokenizer(vocabularies.write_tokenizer(tmp_path))
+  assert len(tokenizer.encode('abcdef')) == 6
+
+
+def test_the_end_of_turn_of_the_template_is_a_stop(tmp_path):
+  tokenizer = vocabularies.merging(tmp_path)
+  assert [tokenizer.decode([i]) for i in tokenizer.stop_ids] == ['</s>', '<end>']
+
+
+def test_errors_say_what_was_expected(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"no tokenizer.json in .*expected 'byte'"):
+    load_tokenizer(tmp_path)
+  folder = vocabularies.write_tokenizer(tmp_path / 'a', config={'eos_token': '<nope>'})
+  with pytest.raises(ValueError, match="eos_token '<nope>' is not in its vocabulary"):
+    load_tokenizer(folder)
+  (folder / 'tokenizer_config.json').write_text('{')
+  with pytest.raises(ValueError, match=r'tokenizer_config.json is not JSON'):
+    load_tokenizer(folder)
+  (folder / 'tokenizer_config.json').write_text('{}')
+  with pytest.raises(ValueError, match='has no chat template'):
+    load_tokenizer(folder).apply_chat(TALK)
+
+
+def test_templates_render_as_in_transformers():
+  template = """
+{%- for message in messages %}
+  {%- if loop.index0 > 1 %}{% break %}{% endif %}
+    {% if message.role == 'user' %}
+  U {{ message.content | tojson }}
+    {% else %}
+A {{ message.content }}{{ eos_token }}
+    {% endif %}
+{%- endfor %}"""
+  messages = [{'role': 'user', 'content': '<é>"'}, {'role': 'assistant', 'content': 'b'}] * 2
+  # Block lines leave neither their indentation nor their newline; tojson escapes no HTML.
+  assert chat.render(template, messages, special={'eos_token': '$'}) == '  U "<é>\\""\nA b$\n'
+  assert chat.render("{{ strftime_now('%Y') }}", []) == str(datetime.datetime.now().year)
+  assert chat.render('{{ missing }}', []) == ''
+
+
+def test_templates_are_sandboxed():
+  with pytest.raises(ValueError, match='refuses messages'):
+    chat.render("{{ ''.__class__.__mro__ }}", TALK)
+  with pytest.raises(ValueError, match='refuses messages'):
+    chat.render('{{ messages.append(1) }}', TALK)
+  with pytest.raises(ValueError, match=r'roles \[user, assistant\]: no system'):
+    chat.render("{{ raise_exception('no system') }}", TALK)
+
+
+def test_generation_marks_give_spans_and_leave_the_text_alone():
+  template = (
+    '{% for m in messages %}[{% if m.role == "assistant" %}'
+    '{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}]'
+    '{% endfor %}'
+  )
+  assert chat.render(template, TALK * 2) == '[Hi][Yo][Hi][Yo]'
+  assert chat.generated_spans(template, TALK * 2) == [(5, 7), (13, 15)]
+  assert chat.generated_spans('{{ messages[0].content }}', TALK) == []
+  with pytest.raises(ValueError, match='reserved'):
+    chat.generated_spans(template, [{'role': 'user', 'content': '\ufdd0'}])
+
+
+def test_byte_tokenizer_files_are_plain_hugging_face_files(tmp_path):
+  load_tokenizer('byte').save(tmp_path)
+  config = json.loads((tmp_path / 'tokenizer_config.json').read_text())
+  assert config['tokenizer_class'] == 'PreTrainedTokenizerFast'
+  assert config['eos_token'] == '<|eos|>'
