@@ -131,6 +131,7 @@ def descending(x: Array) -> Array:
   return jnp.sort(x, axis=-1, descending=True)
 
 
+@jax.jit
 def warp(logits: Array, sampling: Sampling) -> Array:
   """Logits [..., V] of the distribution to sample from."""
   logits = temper(logits, sampling.temperature)
