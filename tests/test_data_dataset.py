@@ -171,3 +171,8 @@ def test_from_examples_holds_what_it_was_given():
 def test_from_examples_checks(bad, message):
   with pytest.raises(ValueError, match=message):
     from_examples([bad])
+
+
+def test_examples_agree_on_their_extras():
+  with pytest.raises(ValueError, match=r"example 1 has the extras \['weight'\], example 0 \[\]"):
+    from_examples([example([1], [2]), example([1], [2], weight=1.0)])

@@ -61,17 +61,17 @@ def key_of(parts: Mapping[str, Any]) -> str:
 
 
 def collect(examples: Iterable[tuple[str, int, Example]], meta: Mapping[str, Any]) -> Arrays:
-  """Flat arrays of (origin, prompt hash, example)."""
+  """Flat arrays of (origin, prompt hash, example); every example has the same extras."""
   rows = list(examples)
   width = max((len(example.candidates) for _, _, example in rows), default=0)
-  names = sorted({name for _, _, example in rows for name in example.extras})
+  names = sorted(rows[0][2].extras) if rows else []
   lengths = np.zeros((len(rows), 1 + width), np.int32)
   tokens, scored = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
   for row, (_, _, example) in zip(lengths, rows, strict=True):
     row[: 1 + len(example.candidates)] = [len(example.prompt), *map(len, example.candidates)]
     tokens += [example.prompt, *example.candidates]
     scored += [np.zeros(len(example.prompt), bool), *example.scored]
-  extras = [[example.extras.get(name, np.nan) for name in names] for _, _, example in rows]
+  extras = [[example.extras[name] for name in names] for _, _, example in rows]
   return Arrays(
     tokens=np.concatenate(tokens).astype(np.int32),
     scored=np.concatenate(scored).astype(bool),

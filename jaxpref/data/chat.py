@@ -23,7 +23,9 @@ _MARKS = ('\ufdd0', '\ufdd1')
 class _Generation(ext.Extension):
   """`{% generation %} ... {% endgeneration %}`: what the assistant says, end-of-turn included."""
 
-  tags = frozenset({'generation'})
+  def __init__(self, environment: jinja2.Environment):
+    super().__init__(environment)
+    self.tags = {'generation'}
 
   def parse(self, parser):
     line = next(parser.stream).lineno
@@ -62,7 +64,7 @@ def _render(template, marks, messages, add_generation_prompt, special) -> str:
     return _compile(template, marks).render(
       messages=list(messages), add_generation_prompt=add_generation_prompt, **special
     )
-  except jinja2.TemplateError as error:
+  except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
     roles = ', '.join(str(message.get('role')) for message in messages)
     raise ValueError(f'the chat template refuses messages with roles [{roles}]: {error}') from error
 
@@ -76,7 +78,7 @@ def render(
 ) -> str:
   """The text of a conversation; `special` maps names such as 'eos_token' to the token's text.
 
-  Raises ValueError where the template cannot be parsed or calls `raise_exception`.
+  Raises ValueError where the template cannot be parsed, fails or calls `raise_exception`.
   """
   return _render(template, ('', ''), messages, add_generation_prompt, special or {})
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import pathlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 from rich import console as rich_console
-from rich import progress
+from rich import markup, progress
 
 from jaxpref.data import cache, examples, records, sources
 from jaxpref.data.examples import Example
@@ -28,6 +29,7 @@ _SERVES = {
   'unpaired': ('unpaired', 'unpaired messages'),
   'sft': ('preference', 'completion', 'messages', 'text'),
 }
+_LOG = logging.getLogger(__name__)
 _LISTED = 100  # bad lines that the report lists; it counts them all
 
 
@@ -59,13 +61,12 @@ class Dataset:
     scored = np.array(self.arrays.scored[self._starts[row] : ends[-1]])
     cuts = ends[:-1] - self._starts[row]
     prompt, *candidates = np.split(tokens, cuts)
-    names = self.arrays.meta['extras']
-    values = dict(zip(names, map(float, self.arrays.extras[row]), strict=True))
+    values = map(float, self.arrays.extras[row])
     return Example(
       prompt,
       tuple(candidates),
       tuple(np.split(scored, cuts)[1:]),
-      {name: value for name, value in values.items() if not np.isnan(value)},
+      dict(zip(self.arrays.meta['extras'], values, strict=True)),
     )
 
   def __iter__(self) -> Iterator[Example]:
@@ -144,7 +145,12 @@ def load(
   arrays = cache.read(folder)
   if arrays is None:
     arrays = cache.write(folder, _tokenise(opened, tokenizer, **options))
-  return _whole(arrays, key)
+  data = _whole(arrays, key)
+  counts = ', '.join(f'{k} {v}' for k, v in data.report.items() if v and k != 'skipped_lines')
+  _LOG.info('%s: %s (kind %s, cache %s)', source, counts, data.kind, folder)
+  for line in data.report['skipped_lines']:
+    _LOG.warning('skipped %s', line)
+  return data
 
 
 def from_examples(
@@ -160,6 +166,11 @@ def from_examples(
   rows = []
   for number, example in enumerate(items):
     _check_example(number, example)
+    if example.extras.keys() != items[0].extras.keys():
+      raise ValueError(
+        f'example {number} has the extras {sorted(example.extras)}, '
+        f'example 0 {sorted(items[0].extras)}'
+      )
     for array in (example.prompt, *example.candidates, *example.scored):
       digest.update(len(array).to_bytes(8, 'little') + np.ascontiguousarray(array).tobytes())
     digest.update(json.dumps(example.extras, sort_keys=True).encode())
@@ -191,7 +202,7 @@ def _tokenise(
   console = rich_console.Console(stderr=True)
   for origin, value in progress.track(
     source.records(bad),
-    description=f'tokenising {source.name}',
+    description=markup.escape(f'tokenising {source.name}'),
     console=console,
     transient=True,
     disable=not console.is_terminal,

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxpref.data.chat import Message
 from jaxpref.data.records import ASSISTANT, HUMAN, Record, Text
 from jaxpref.data.tokenizer import Tokenizer
 
+Span = tuple[int, int]
 TRUNCATE = ('prompt_left', 'end', 'drop')
 
 
@@ -55,8 +55,7 @@ def make_example(record: Record, tokenizer: Tokenizer, report: Counter) -> Examp
   Raises ValueError where the chat template refuses the messages or nothing would be scored.
   """
   prompt = prompt_tokens(record.prompt, tokenizer)
-  read = _read_text if isinstance(record.prompt, str) else _read_chat
-  whole = [read(record.prompt, completion, tokenizer) for completion in record.completions]
+  whole = [_read(record.prompt, completion, tokenizer) for completion in record.completions]
   begins = [_common_prefix(prompt, tokens) for tokens, _ in whole]
   border = min(begins)
   report['boundary_merges'] += border < len(prompt)
@@ -110,8 +109,14 @@ def truncate(
   return Example(prompt, candidates, scored, example.extras)
 
 
-# Both readers return the tokens of prompt + completion and the spans [start, end) of tokens that
-# the policy wrote; a span that starts at or before the prompt's end starts at the border.
+def _read(prompt: Text, completion: Text, tokenizer: Tokenizer) -> tuple[list[int], list[Span]]:
+  """The tokens of prompt + completion, and the spans [start, end) of tokens that the policy wrote.
+
+  A span that starts at or before the prompt's end is meant to start at the border.
+  """
+  if isinstance(prompt, str) and isinstance(completion, str):
+    return _read_text(prompt, completion, tokenizer)
+  return _read_chat([*prompt, *completion], len(prompt), tokenizer)
 
 
 def _read_text(prompt: str, completion: str, tokenizer: Tokenizer):
@@ -128,13 +133,12 @@ def _read_text(prompt: str, completion: str, tokenizer: Tokenizer):
       answer = reply + len(ASSISTANT)
       start = _common_prefix(prompt_tokens(text[:answer], tokenizer), tokens)
       human = text.find(HUMAN, answer)
-  if tokenizer.eos_id is not None and tokens[-1:] != [tokenizer.eos_id]:
+  if tokenizer.eos_id is not None and (not tokens or tokens[-1] not in tokenizer.stop_ids):
     tokens.append(tokenizer.eos_id)
   return tokens, [*spans, (start, len(tokens))]
 
 
-def _read_chat(prompt: Sequence[Message], completion: Sequence[Message], tokenizer: Tokenizer):
-  messages = [*prompt, *completion]
+def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer):
   text = tokenizer.apply_chat(messages)
   tokens = tokenizer.encode(text)
   stops = [i for i, token in enumerate(tokens) if token in tokenizer.stop_ids]
@@ -145,10 +149,13 @@ def _read_chat(prompt: Sequence[Message], completion: Sequence[Message], tokeniz
     tokens.append(tokenizer.eos_id)
     stops.append(len(tokens) - 1)
   if marked := tokenizer.generated_spans(messages):
-    ends = [[_common_prefix(tokenizer.encode(text[:i]), tokens) for i in span] for span in marked]
-    return tokens, [tuple(span) for span in ends]
+
+    def index(characters: int) -> int:
+      return _common_prefix(tokenizer.encode(text[:characters]), tokens)
+
+    return tokens, [(index(start), index(end)) for start, end in marked]
   spans = []
-  for number in range(len(prompt), len(messages)):
+  for number in range(prompt, len(messages)):
     if messages[number]['role'] == 'assistant':
       start = _common_prefix(prompt_tokens(messages[:number], tokenizer), tokens)
       spans.append((start, next((i + 1 for i in stops if i >= start), len(tokens))))

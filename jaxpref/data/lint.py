@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from jaxpref.data.dataset import Dataset
 from jaxpref.data.tokenizer import Tokenizer
@@ -49,8 +50,8 @@ def render(findings: Iterable[Finding], dataset: Dataset, console: Console) -> N
     table.add_column(name, justify='right' if name == 'count' else 'left', overflow='fold')
   colours = dict(zip(SEVERITIES, ('red', 'yellow', 'cyan'), strict=True))
   for finding in findings:
-    origins = '\n'.join(dataset.origin(i) for i in finding.examples[:_SHOWN])
-    severity = f'[{colours[finding.severity]}]{finding.severity}[/]'
+    origins = Text('\n'.join(dataset.origin(i) for i in finding.examples[:_SHOWN]))
+    severity = Text(finding.severity, colours[finding.severity])
     table.add_row(severity, finding.name, str(finding.count), finding.message, origins)
   console.print(table)
 
@@ -87,6 +88,8 @@ def _reading(dataset: Dataset) -> list[Finding]:
 
 def _tokens(dataset: Dataset, tokenizer: Tokenizer) -> list[Finding]:
   identical, doubled, empty, endless = [], [], [], []
+  ends = np.zeros(tokenizer.vocab_size, bool)
+  ends[list(tokenizer.stop_ids)] = True
   for i, example in enumerate(dataset):
     first = example.candidates[0]
     if len(example.candidates) > 1 and all(np.array_equal(first, c) for c in example.candidates):
@@ -96,10 +99,9 @@ def _tokens(dataset: Dataset, tokenizer: Tokenizer) -> list[Finding]:
     # Some tokenizers have a bos that also opens every turn: only two in a row are a mistake.
     if bos is not None and ((whole[1:] == bos) & (whole[:-1] == bos)).any():
       doubled.append(i)
-    words = [c[~np.isin(c, tokenizer.stop_ids)] for c in example.candidates]
-    if any(not tokenizer.decode(w).strip() for w in words):
+    if any(_silent(c[~ends[c]], tokenizer) for c in example.candidates):
       empty.append(i)
-    if tokenizer.stop_ids and any(c[-1] not in tokenizer.stop_ids for c in example.candidates):
+    if tokenizer.stop_ids and not all(ends[c[-1]] for c in example.candidates):
       endless.append(i)
   return [
     _finding('bos doubled', 'error', doubled, 'two beginning-of-sequence tokens in a row'),
@@ -107,6 +109,11 @@ def _tokens(dataset: Dataset, tokenizer: Tokenizer) -> list[Finding]:
     _finding('empty completions', 'warning', empty, 'a completion that says nothing'),
     _finding('no end', 'note', endless, 'a candidate without eos or end-of-turn at its end'),
   ]
+
+
+def _silent(tokens: np.ndarray, tokenizer: Tokenizer) -> bool:
+  # The first few tokens nearly always tell, and decoding all of every completion would be slow.
+  return not tokenizer.decode(tokens[:8]).strip() and not tokenizer.decode(tokens).strip()
 
 
 def _repetition(dataset: Dataset) -> list[Finding]:

@@ -15,7 +15,7 @@ import json
 import pathlib
 import urllib.parse
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 Record = dict[str, Any]
@@ -26,7 +26,10 @@ class DataError(ValueError):
 
 
 class Source(Protocol):
-  name: str
+  @property
+  def name(self) -> str:
+    """The source as the user wrote it."""
+    ...
 
   def records(self, bad: list[str] | None = None) -> Iterator[tuple[str, Record]]:
     """Yields (origin, record). A bad line raises DataError or, given `bad`, is noted there."""
@@ -159,7 +162,7 @@ def _open_tfds(spec: str) -> TfdsSplit:
   return TfdsSplit(f'tfds:{target}', builder, split)
 
 
-_SCHEMES = {'jsonl': _open_json, 'tfds': _open_tfds}
+_SCHEMES: dict[str, Callable[[str], Source]] = {'jsonl': _open_json, 'tfds': _open_tfds}
 _SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz')
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
@@ -67,7 +67,7 @@ class Tokenizer:
     """Token ids of `text`; adds no special tokens."""
     return self.backend.encode(text, add_special_tokens=False).ids
 
-  def decode(self, ids: Sequence[int]) -> str:
+  def decode(self, ids: Iterable[int]) -> str:
     """The text of token ids, special tokens written out; broken UTF-8 becomes U+FFFD."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
@@ -131,7 +131,9 @@ def _make(name: str, files: Mapping[str, bytes]) -> Tokenizer:
   generation_eos = _as_list(_json(name, files, 'generation_config.json').get('eos_token_id'))
   eos_id = ids.get('eos_token', generation_eos[0] if generation_eos else None)
   if eos_id is not None and 'eos_token' not in special:
-    special['eos_token'] = backend.id_to_token(eos_id)
+    if (eos := backend.id_to_token(eos_id)) is None:
+      raise ValueError(f'tokenizer {name!r}: generation_config.json names no token: {eos_id}')
+    special['eos_token'] = eos
   template = _chat_template(config, files)
   turn_end = None if template is None else _end_of_turn(template, special, backend, special_ids)
   stops = [i for i in (eos_id, *generation_eos, turn_end) if i is not None]
@@ -165,7 +167,7 @@ def _json(name: str, files: Mapping[str, bytes], file: str) -> dict[str, Any]:
 
 def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
   """Role -> text, from the first config that has it; values are strings or {'content': ...}."""
-  special = {}
+  special: dict[str, str] = {}
   for role in _ROLES:
     for config in configs:
       value = config.get(role)
