@@ -108,7 +108,7 @@ def _called(thing: Any, args: list[ast.expr], keywords: list[ast.keyword], depth
   if isinstance(thing, Builder) and args:
     listed = ', '.join(thing.signature.defaults)
     raise ValueError(f'{name}(): hyper-parameters go by keyword: {listed}')
-  given = {}
+  given: dict[str, Any] = {}
   for keyword in keywords:
     if keyword.arg is None or keyword.arg in given:
       raise ValueError(f'{name}(): every keyword is written once, by name')

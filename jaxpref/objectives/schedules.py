@@ -8,7 +8,7 @@ Warm-up reaches the peak at step `warmup` and gives the first step peak / (warmu
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, dataclass_transform
 
 import jax
 import jax.numpy as jnp
@@ -39,13 +39,14 @@ class Schedule:
   __rmul__ = __mul__
 
   def __str__(self) -> str:
-    values = (getattr(self, field.name) for field in dataclasses.fields(self))
-    return f'{type(self).__name__}({", ".join(scalars.text(value) for value in values)})'
+    values = ', '.join(map(scalars.text, jax.tree.leaves(self)))
+    return f'{type(self).__name__}({values})'
 
   __repr__ = __str__
 
 
-def _pytree(cls: type) -> type:
+@dataclass_transform(frozen_default=True)
+def _pytree(cls: Any) -> Any:
   """A frozen dataclass whose fields are all children.
 
   Rebuilding it skips `__init__`: transformations may put tracers or placeholders into the leaves.
@@ -69,7 +70,8 @@ def _pytree(cls: type) -> type:
   return cls
 
 
-def schedule(cls: type) -> type:
+@dataclass_transform(frozen_default=True)
+def schedule(cls: Any) -> Any:
   """Makes a class with annotated float fields, `__call__(step)` and `levels()` a schedule.
 
   Its numbers are checked when it is built: fields named `steps` must be positive, and `warmup` and
