@@ -128,6 +128,13 @@ def test_only_the_assistants_turns_are_scored(marked, tmp_path):
                                        '--------------------xxx')  # fmt: skip
 
 
+def test_a_template_that_rewrites_earlier_turns_needs_marks(tmp_path):
+  config = {'chat_template': '{{ messages | length }}' + vocabularies.CHAT}
+  tokenizer = vocabularies.merging(tmp_path, config=config)
+  with pytest.raises(ValueError, match=r'writes earlier turns differently.*generation'):
+    made(tokenizer, [user('q')], [assistant('y')])
+
+
 def test_human_turns_within_a_transcript_completion_are_unscored():
   byte = load_tokenizer('byte')
   prompt, completion = '\n\nHuman: q\n\nAssistant:', ' y\n\nHuman: r\n\nAssistant: z'

@@ -157,7 +157,13 @@ def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer):
   spans = []
   for number in range(prompt, len(messages)):
     if messages[number]['role'] == 'assistant':
-      start = _common_prefix(prompt_tokens(messages[:number], tokenizer), tokens)
+      before = prompt_tokens(messages[:number], tokenizer)
+      start = _common_prefix(before, tokens)
+      if any(token in tokenizer.stop_ids for token in before[start:]):
+        raise ValueError(
+          'the chat template writes earlier turns differently once the conversation goes on, so '
+          "where the assistant's turn begins cannot be told; mark it with {% generation %}"
+        )
       spans.append((start, next((i + 1 for i in stops if i >= start), len(tokens))))
   return tokens, spans
 
