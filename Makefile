@@ -4,7 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 # Two workers on two cores: more threads in each would only get in one another's way.
+# The short tests mostly compile, and do so in two thirds of the time without LLVM's optimisations;
+# the long ones run what users run.
 PYTEST := OMP_NUM_THREADS=1 NPROC=1 $(BIN)/python -m pytest -q -n 2 --dist worksteal --durations 15
+QUICK := XLA_FLAGS='--xla_backend_optimization_level=0'
 
 .DELETE_ON_ERROR:
 .PHONY: help setup quickstart test test-all test-fast lint format clean
@@ -34,13 +37,13 @@ quickstart: setup  ## pretrain, prefer and measure a small model on this CPU; se
 	@$(BIN)/python -m experiments.quickstart
 
 test: setup lint  ## lint, types, layers, then the tests that take seconds
-	@$(PYTEST) -m 'not slow'
+	@$(QUICK) $(PYTEST) -m 'not slow'
 
 test-all: setup  ## the long tests, which `make test` leaves out
 	@$(PYTEST) -m slow
 
 test-fast: setup  ## what a second Python is checked with: the short tests without lint, first failure ends
-	@$(PYTEST) -m 'not slow' --maxfail 1
+	@$(QUICK) $(PYTEST) -m 'not slow' --maxfail 1
 
 lint: setup  ## ruff, mypy and the order of the layers
 	@$(BIN)/ruff check --quiet .

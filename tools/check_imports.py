@@ -21,6 +21,7 @@ LAYERS = (
   ('config',),
   ('train',),
   ('evals', 'sweeps', 'plan'),
+  ('run',),
   ('launch',),
   ('cli',),
 )
