@@ -218,9 +218,12 @@ def _byte_files() -> dict[str, bytes]:
   backend.decoder = tokenizers.decoders.ByteLevel()
   special = {'pad_token': '<|pad|>', 'bos_token': '<|bos|>', 'eos_token': '<|eos|>'}
   backend.add_special_tokens(list(special.values()))
+  bos = special['bos_token']
+  backend.post_processor = tokenizers.processors.TemplateProcessing(
+    single=f'{bos} $A', special_tokens=[(bos, backend.token_to_id(bos))]
+  )
   config = {
     'tokenizer_class': 'PreTrainedTokenizerFast',
-    'add_bos_token': True,
     'clean_up_tokenization_spaces': False,
     'chat_template': _BYTE_TEMPLATE,
     **special,
