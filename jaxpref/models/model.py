@@ -71,27 +71,18 @@ class Model:
     Returns:
       States, of the structure of tokens with D appended; with a cache `(states, cache)`.
     """
-    decoder = nnx.merge(_structure(self.config)[0], params)
-    run = functools.partial(decoder.hidden, dtype=self.dtype, checkpoint=self._checkpoint())
     if cache is not None:
       _check_tokens(tokens, layout, ranks=(2,))
       checked_fill(cache, tokens.shape[1])
-      attention = Cached(cache, layout)
-      states, memory = run(tokens, layout.positions, attention, (cache.k, cache.v))
-      return states, Cache(*memory, attention.layout, cache.fill + tokens.shape[1])
-    if not isinstance(tokens, tuple):
-      _check_tokens(tokens, layout, ranks=(2, 3))
-      rows = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), (tokens, layout))
-      (states,) = self.hidden(params, *((part,) for part in rows))
-      return states.reshape(*tokens.shape, -1)
-    for part, part_layout in zip(tokens, layout, strict=True):
-      _check_tokens(part, part_layout, ranks=(3,))
-    flat = _end_to_end(tokens)
-    positions = _end_to_end(tuple(part.positions for part in layout))
-    states, _ = run(flat, positions, Flat(layout), None)
-    ends = np.cumsum([part.shape[1] * part.shape[2] for part in tokens])
-    parts = jnp.split(states, ends[:-1], axis=1)
-    return tuple(x.reshape(*part.shape, x.shape[-1]) for x, part in zip(parts, tokens, strict=True))
+      return _hidden_cached(self, params, tokens, layout, cache)
+    if isinstance(tokens, tuple):
+      for part, part_layout in zip(tokens, layout, strict=True):
+        _check_tokens(part, part_layout, ranks=(3,))
+      return _hidden_rows(self, params, tokens, layout)
+    _check_tokens(tokens, layout, ranks=(2, 3))
+    rows = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), (tokens, layout))
+    (states,) = _hidden_rows(self, params, *((part,) for part in rows))
+    return states.reshape(*tokens.shape, -1)
 
   def unembed(self, params: Params, states: Array) -> Array:
     """float32 logits [..., V] of states [..., D]."""
@@ -136,23 +127,49 @@ class Model:
     """Forward model FLOPs of one token's logits."""
     return 2.0 * self.config.width * self.config.vocab_size
 
-  def _checkpoint(self) -> Callable:
-    if self.remat is None:
-      return lambda layer: layer
-    policy = None if self.remat == 'full' else getattr(jax.checkpoint_policies, self.remat)
-    # Inside a scan the compiler cannot merge the two computations, so nothing need prevent it.
-    return functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
+
+# Under jit of their own, or a call outside of jit would compile the scan anew every time.
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _hidden_rows(model: Model, params, tokens: tuple[Array, ...], layouts: tuple[Layout, ...]):
+  flat = _end_to_end(tokens)
+  positions = _end_to_end(tuple(layout.positions for layout in layouts))
+  states, _ = _run(model, params, flat, positions, Flat(layouts), None)
+  ends = np.cumsum([part.shape[1] * part.shape[2] for part in tokens])
+  parts = jnp.split(states, ends[:-1], axis=1)
+  return tuple(x.reshape(*part.shape, x.shape[-1]) for x, part in zip(parts, tokens, strict=True))
+
+
+@functools.partial(jax.jit, static_argnums=0, inline=True)
+def _hidden_cached(model: Model, params, tokens: Array, layout: Layout, cache: Cache):
+  attention = Cached(cache, layout)
+  memory = cache.k, cache.v
+  states, memory = _run(model, params, tokens, layout.positions, attention, memory)
+  return states, Cache(*memory, attention.layout, cache.fill + tokens.shape[1])
+
+
+def _run(model: Model, params, tokens, positions, attention, memory):
+  decoder = nnx.merge(_structure(model.config)[0], params)
+  checkpoint = _checkpoint(model.remat)
+  return decoder.hidden(tokens, positions, attention, memory, model.dtype, checkpoint)
+
+
+def _checkpoint(remat: str | None) -> Callable:
+  if remat is None:
+    return lambda layer: layer
+  policy = None if remat == 'full' else getattr(jax.checkpoint_policies, remat)
+  # Inside a scan the compiler cannot merge the two computations, so nothing need prevent it.
+  return functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
 
 
 def init(config: Config, key: Array, dtype=jnp.float32) -> tuple[Model, Params]:
   """A model from scratch: its parameters in `dtype`, drawn from `key`."""
+  return Model(config), _init_params(config, key, jnp.dtype(dtype))
 
-  @jax.jit
-  def make(key):
-    params = nnx.to_pure_dict(nnx.state(Decoder(config, key)))
-    return jax.tree.map(lambda x: x.astype(dtype), params)
 
-  return Model(config), make(key)
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _init_params(config: Config, key: Array, dtype) -> Params:
+  params = nnx.to_pure_dict(nnx.state(Decoder(config, key)))
+  return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def mask_layout(mask: Array) -> Layout:
