@@ -6,7 +6,17 @@ Submodules load on first use, so `import jaxpref.objectives` pulls in neither re
 import importlib
 
 __version__ = '0.1.0'
-__all__ = ['data', 'evals', 'log_probs', 'masked', 'models', 'objectives', 'sampling', 'sharding', 'train']
+__all__ = [
+  'data',
+  'evals',
+  'log_probs',
+  'masked',
+  'models',
+  'objectives',
+  'sampling',
+  'sharding',
+  'train',
+]
 
 
 def __getattr__(name: str):

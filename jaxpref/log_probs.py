@@ -1,8 +1,8 @@
 """Packed rows -> per-token fields [B, K, T], without ever holding logits for all tokens.
 
-Hidden states of the scored tokens' predecessors are gathered, cut into chunks, and each chunk meets
-the LM head under `jax.checkpoint`: its logits live only while the chunk does, in the forward pass and
-again in the backward one. Every requested field comes from that one pass.
+Hidden states of the scored tokens' predecessors are gathered, cut into chunks, and each chunk
+meets the LM head under `jax.checkpoint`: its logits live only while the chunk does, in the forward
+pass and again in the backward one. Every requested field comes from that one pass.
 """
 
 from collections.abc import Mapping, Sequence

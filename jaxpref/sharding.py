@@ -1,8 +1,9 @@
 """The mesh, and where every array lives on it.
 
-Axes are `(data, fsdp, context, tensor)`; an unused axis has size 1. Data groups G go over data x fsdp,
-so packing, gathering and scattering never leave a shard. Parameters get their PartitionSpecs from path
-rules: the first rule whose pattern matches wins, and a path that none matches is an error.
+Axes are `(data, fsdp, context, tensor)`; an unused axis has size 1. Data groups G go over data x
+fsdp, so packing, gathering and scattering never leave a shard. Parameters get their PartitionSpecs
+from path rules: the first rule whose pattern matches wins, and a path that none matches is an
+error.
 """
 
 import re
@@ -20,8 +21,9 @@ GROUPS = ('data', 'fsdp')  # the axes that G is divided over
 
 Rules = Sequence[tuple[str, P]]
 
-# Layers are stacked on axis 0. Columns of what fans out and rows of what fans in go over `tensor`, so a
-# sub-layer needs one reduction; the other matrix axis is kept in shards over `fsdp` and gathered at use.
+# Layers are stacked on axis 0. Columns of what fans out and rows of what fans in go over `tensor`,
+# so a sub-layer needs one reduction; the other matrix axis is kept in shards over `fsdp` and
+# gathered at use.
 PARAMS: Rules = (
   (r'(embed|positions)/w$', P('tensor', 'fsdp')),
   (r'head/w$', P('fsdp', 'tensor')),
@@ -36,7 +38,7 @@ PARAMS: Rules = (
 def make_mesh(
   sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """A mesh over `devices` (default: all); `sizes` by axis name, one of them may be -1 (what is left).
+  """A mesh over `devices` (default: all); `sizes` by axis, one may be -1 (what is left).
 
   Raises:
     ValueError: unknown axis, or sizes that do not multiply to the number of devices.
@@ -53,7 +55,8 @@ def make_mesh(
   shape = [len(devices) // rest if s == -1 else s for s in shape]
   if int(np.prod(shape)) != len(devices):
     raise ValueError(
-      f'mesh {dict(zip(AXES, shape, strict=True))} needs {np.prod(shape)} devices; there are {len(devices)}'
+      f'mesh {dict(zip(AXES, shape, strict=True))} needs {np.prod(shape)} devices; '
+      f'there are {len(devices)}'
     )
   return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 

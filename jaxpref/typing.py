@@ -24,7 +24,7 @@ class Layout(NamedTuple):
   A token attends to earlier tokens of its own example that are prompt or its own branch.
   """
 
-  positions: Array  # distance from the example's first token; restarts at the prompt's end per branch
+  positions: Array  # within the example; every branch goes on from the prompt's end
   examples: Array  # 1, 2, ... in order of packing; 0 is padding
   branches: Array  # 0 prompt, 1..K candidate
 

@@ -23,13 +23,24 @@ def tiny():
   return init(preset('tiny', vocab_size=50), jax.random.key(0))
 
 
-def direct(model, params, example, k):
-  """log softmax of the plain model on prompt + candidate k."""
-  tokens = jnp.concatenate([example.prompt, example.candidates[k]])[None]
-  logits = model.logits(params, tokens, jnp.ones(tokens.shape, bool))
-  logps = jax.nn.log_softmax(logits[0, len(example.prompt) - 1 : -1])
-  entropy = -jnp.sum(jnp.exp(logps) * logps, axis=-1)
-  return jnp.take_along_axis(logps, example.candidates[k][:, None], axis=1)[:, 0], entropy
+def direct(model, params, data):
+  """log softmax and entropy of the plain model, each sequence padded to one row: [n, K, L] both."""
+  length = 32
+  tokens = np.zeros((len(data), 2, length), np.int32)
+  for i in range(len(data)):
+    for k, candidate in enumerate(data[i].candidates):
+      sequence = np.concatenate([data[i].prompt, candidate])
+      tokens[i, k, : len(sequence)] = sequence
+
+  @jax.jit
+  def fields(params, tokens):
+    logps = jax.nn.log_softmax(model.logits(params, tokens, tokens > 0))
+    next_token = jnp.roll(tokens, -1, axis=1)[..., None]
+    entropy = -jnp.sum(jnp.exp(logps) * logps, axis=-1)
+    return jnp.take_along_axis(logps, next_token, axis=-1)[..., 0], entropy
+
+  found = fields(params, tokens.reshape(-1, length))
+  return [np.asarray(x).reshape(tokens.shape) for x in found]
 
 
 @pytest.mark.parametrize('packing', PACKINGS.values(), ids=PACKINGS)
@@ -41,13 +52,14 @@ def test_fields_equal_the_plain_model_under_every_packing(tiny, packing):
   found = jax.jit(lambda p, b: log_probs(model, p, b, ('logps', 'entropy'), chunk=16))(
     params, micro
   )
+  logps, entropy = direct(model, params, data)
   for g in range(2):
     for b, i in enumerate(batch.fields['ids'][0, g]):
       for k in range(2):
-        logps, entropy = direct(model, params, data[i], k)
-        n = len(logps)
-        np.testing.assert_allclose(found['logps'][g, b, k, :n], logps, atol=2e-5)
-        np.testing.assert_allclose(found['entropy'][g, b, k, :n], entropy, atol=2e-5)
+        n, start = len(data[i].candidates[k]), len(data[i].prompt) - 1
+        span = (i, k, slice(start, start + n))
+        np.testing.assert_allclose(found['logps'][g, b, k, :n], logps[span], atol=2e-5)
+        np.testing.assert_allclose(found['entropy'][g, b, k, :n], entropy[span], atol=2e-5)
         assert not found['logps'][g, b, k, n:].any()
 
 

@@ -1,8 +1,8 @@
-"""Batches as a pure function of (seed, step, lengths): nothing to save, a run resumes from its step.
+"""Batches as a pure function of (seed, step, lengths), so that a run resumes from its step alone.
 
-`Batches(...)[step]` is the batch of optimizer step `step`, whatever was read before; `stream` wraps
-it in grain, which reads ahead in threads. Shapes come from a ladder of at most `LADDER` sizes, laid
-down from the first batches, so that a run compiles a handful of programs.
+`Batches(...)[step]` is the batch of optimizer step `step`, whatever was read before; `stream`
+wraps it in grain, which reads ahead in threads. Shapes come from a ladder of at most `LADDER`
+sizes, laid down from the first batches, so that a run compiles a handful of programs.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ from jaxpref.data.packing import (
 from jaxpref.typing import Batch
 
 LADDER = 4  # shapes in the ladder
-TRIAL_BATCHES = 32  # batches it is laid down from
+TRIAL_BATCHES = 128  # batches it is laid down from
+WORTH = 0.07  # share of tokens that a further shape has to save
 
 
 class Examples(Protocol):
@@ -61,8 +62,8 @@ class Batches:
   Attributes:
     dataset: see `Examples`.
     size: examples a batch, over all microbatches and groups; a multiple of microbatches * groups.
-    seed: of the order. None keeps the data's order and ends after one pass, the last batch filled up
-      with empty examples (evaluation).
+    seed: of the order. None keeps the data's order and ends after one pass, the last batch filled
+      up with empty examples (evaluation).
     microbatches, groups: M and G of the batch's arrays.
     tables: per-example values to attach: name -> table, where `table[i]` holds K float arrays, one
       value per completion token (such as reference log-probs).
@@ -137,16 +138,19 @@ class Batches:
 
   @cached_property
   def ladder(self) -> tuple[Shape, ...]:
-    """Shapes, ascending in tokens, each large enough for a share of the trial batches."""
-    trials = []
-    for step in range(TRIAL_BATCHES if self.seed is not None else min(TRIAL_BATCHES, len(self))):
-      trials.append(self._cells(self.indices(step)))
+    """At most `LADDER` shapes, ascending, the last of them for the largest trial batch.
+
+    A smaller one is there only if it saves a share `WORTH` of the next one's tokens.
+    """
+    count = TRIAL_BATCHES if self.seed is not None else min(TRIAL_BATCHES, len(self))
+    trials = [self._cells(self.indices(step)) for step in range(count)]
     trials.sort(key=lambda cells: max(sum(p.length for p in parts) for _, parts in cells))
-    rungs = []
-    for share in np.array_split(np.arange(len(trials)), min(LADDER, len(trials))):
-      cells = [cell for i in share for cell in trials[i]]
-      rungs.append(self._shape(cells))
-    return tuple(sorted(set(rungs), key=lambda s: (s.tokens, s)))
+    rungs: list[Shape] = []
+    for share in reversed(np.array_split(np.arange(count), min(LADDER, count))):
+      rung = self._shape([cell for i in share for cell in trials[i]])
+      if not rungs or rung.tokens < (1 - WORTH) * rungs[-1].tokens:
+        rungs.append(rung)
+    return tuple(reversed(rungs))
 
   def _cells(self, indices: np.ndarray) -> list[tuple[np.ndarray, list[Piece]]]:
     """The [M * G] cells of a batch: positions within the batch, and their pieces."""

@@ -2,8 +2,9 @@
 
 A piece is a prompt with some of its candidates. With shared prompts an example is one piece, its
 prompt laid out once; without, every candidate brings its own copy. Rows come in a few lengths, so
-that short examples do not pay for long rows' attention. Everything here is numpy and a pure function
-of its arguments; results of training do not depend on any of it (tests/test_data_packing.py).
+that short examples do not pay for long rows' attention. Everything here is numpy and a pure
+function of its arguments; results of training do not depend on any of it
+(tests/test_data_packing.py).
 """
 
 from bisect import bisect_left, insort
@@ -14,7 +15,7 @@ import numpy as np
 
 from jaxpref.typing import Batch, Layout, Rows, Scored
 
-SCORED_MULTIPLE = 64  # scored slots are rounded up to this, so that shapes repeat
+SCORED_MULTIPLES = (64, 256)  # scored slots are rounded up to these, below and above 1024
 
 
 class Shape(NamedTuple):
@@ -61,8 +62,8 @@ def place(
 ) -> list[Place] | None:
   """Best-fit decreasing into the given rows; None when something does not fit.
 
-  `alone` gives every piece a row of its own. Ties fall to the lower row, so the result is a function
-  of the arguments only.
+  `alone` gives every piece a row of its own. Ties fall to the lower row, so the result is a
+  function of the arguments only.
   """
   free = sorted(
     (length, kind, row) for kind, (count, length) in enumerate(rows) for row in range(count)
@@ -133,8 +134,8 @@ def shape_for(
 ) -> Shape:
   """A small shape that holds each of several cells (lists of piece sizes).
 
-  Starts from the element-wise maximum over cells and gives back rows, longest first, while every cell
-  still fits.
+  Starts from the element-wise maximum over cells and gives back rows, longest first, while every
+  cell still fits.
   """
   opened = [
     dict((length, count) for count, length in open_rows(cell, row_lengths, alone=alone))
@@ -148,7 +149,8 @@ def shape_for(
       if any(place(cell, fewer, alone=alone) is None for cell in cells):
         counts[length] += 1
         break
-  return Shape(_as_rows(counts), -(-max(scored, 1) // SCORED_MULTIPLE) * SCORED_MULTIPLE)
+  multiple = SCORED_MULTIPLES[scored > 1024]
+  return Shape(_as_rows(counts), -(-max(scored, 1) // multiple) * multiple)
 
 
 def _as_rows(counts: Mapping[int, int]) -> tuple[tuple[int, int], ...]:

@@ -1,7 +1,8 @@
 """Config -> optax chain, rebuilt inside the step from traced scalars.
 
-What decides the structure (which algorithm, which parameters decay or freeze) is static; every number
-is data. So one compiled step serves any learning rate, schedule value or decay, and vmaps over them.
+What decides the structure (which algorithm, which parameters decay or freeze) is static; every
+number is data. So one compiled step serves any learning rate, schedule value or decay, and vmaps
+over them.
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ class Optimizer:
     return labels
 
   def trainable(self, params: Params) -> Params:
-    """`params` with frozen leaves under stop_gradient, so that their gradients are never computed."""
+    """`params` with frozen leaves under stop_gradient: their gradients are never computed."""
     freeze = jax.lax.stop_gradient
     return jax.tree.map(
       lambda x, label: x if label == 'train' else freeze(x), params, self.labels(params)
@@ -100,7 +101,8 @@ class Optimizer:
   ) -> optax.GradientTransformation:
     """The chain at `step`: clip by global norm -> direction -> decoupled decay -> -learning rate.
 
-    The state's structure does not depend on `scalars`, so it may be rebuilt with other values each step.
+    The state's structure does not depend on `scalars`, so it may be rebuilt with other values each
+    step.
     """
     s = {k: v(step) if callable(v) else v for k, v in scalars.items()}
     decays = sharding.by_path(self.decay, params)

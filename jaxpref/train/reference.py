@@ -1,10 +1,10 @@
 """The reference's log-probs, computed once and kept on disk: one float32 per completion token.
 
-Entries are keyed by what they depend on: the weights' bytes, the model's config, the compute dtype and a
-numerics version name a folder; an example's tokens and scored mask name an entry in it. Another
-beta, loss, seed or epoch computes none. Missing entries are computed in blocks whose layout follows from
-the data set alone (one example a row, rows of a few lengths), so that a build that was interrupted and
-one that was not agree to the last bit.
+Entries are keyed by what they depend on: the weights' bytes, the model's config, the compute dtype
+and a numerics version name a folder; an example's tokens and scored mask name an entry in it.
+Another beta, loss, seed or epoch computes none. Missing entries are computed in blocks whose
+layout follows from the data set alone (one example a row, rows of a few lengths), so that a build
+that was interrupted and one that was not agree to the last bit.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Table:
-  """Log-probs of a data set's examples: `table[i]` is K float32 arrays, one value per completion token."""
+  """Log-probs of a data set: `table[i]` is K float32 arrays, one value per completion token."""
 
   def __init__(self, keys: list[bytes], entries: Mapping[bytes, tuple[np.ndarray, ...]]):
     self._keys, self._entries = keys, entries
@@ -89,6 +89,17 @@ class Store:
       file.flush()
       os.fsync(file.fileno())
     temporary.rename(self.folder / f'block-{uuid.uuid4().hex}.npz')
+
+
+def attach(model: Model) -> Callable[[Params, Batch], Batch]:
+  """attach(params, batch) -> the batch with `ref_logps` of a live reference, [M, G, B, K, T]."""
+
+  def one(params: Params, batch: Batch) -> Batch:
+    body = lambda _, micro: (None, log_probs(model, params, micro)['logps'])  # noqa: E731
+    _, logps = jax.lax.scan(body, None, batch)
+    return batch._replace(fields=batch.fields | {'ref_logps': logps})
+
+  return one
 
 
 def weights_hash(params: Params) -> str:

@@ -1,4 +1,4 @@
-"""What a training run carries from step to step: one pytree, donated to the step, checkpointed whole."""
+"""What a run carries from step to step: one pytree, donated to the step, checkpointed whole."""
 
 from typing import Any, NamedTuple
 

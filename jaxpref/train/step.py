@@ -1,9 +1,10 @@
 """One optimizer step: (state, batch, hparams) -> (state, metrics), a pure function.
 
-Gradients are exact for any number of microbatches. Objectives are sums of terms over a norm that depends
-on the batch only, so norms are added over all microbatches first and every microbatch then contributes
-its share. A coupled objective needs all fields at once: one scan computes them forward, the objective
-gives value and cotangents over the global batch, a second scan pulls the cotangents back.
+Gradients are exact for any number of microbatches. Objectives are sums of terms over a norm that
+depends on the batch only, so norms are added over all microbatches first and every microbatch then
+contributes its share. A coupled objective needs all fields at once: one scan computes them
+forward, the objective gives value and cotangents over the global batch, a second scan pulls the
+cotangents back.
 """
 
 import functools
@@ -27,8 +28,8 @@ WORST = 8  # examples named by a step
 class Hparams(NamedTuple):
   """Everything numeric that a run may vary without compiling again.
 
-  `optimizer` holds learning_rate, weight_decay, b1, b2, eps, clip; numbers or schedules. `ema` is the
-  running average's decay.
+  `optimizer` holds learning_rate, weight_decay, b1, b2, eps, clip; numbers or schedules. `ema` is
+  the running average's decay.
   """
 
   objective: Objective
@@ -62,10 +63,10 @@ def make_step(
     chunk: scored tokens that meet the LM head at once.
 
   Returns:
-    step(state, batch, hparams) -> (state, metrics). Metrics are float32 scalars over the global batch,
-    and 'worst': ids and losses of the `WORST` examples with the highest loss. A step whose loss or
-    gradient is not finite leaves parameters, moments and average as they were and counts in
-    `state.skipped`.
+    step(state, batch, hparams) -> (state, metrics). Metrics are float32 scalars over the global
+    batch, and 'worst': ids and losses of the `WORST` examples with the highest loss. A step whose
+    loss or gradient is not finite leaves parameters, moments and average as they were and counts
+    in `state.skipped`.
   """
 
   def step(state: TrainState, batch: Batch, hparams: Hparams) -> tuple[TrainState, dict[str, Any]]:
@@ -105,27 +106,17 @@ def make_step(
   return step
 
 
-def evaluate(
-  model: Model,
-  objective: Objective,
-  params: Params,
-  batch: Batch,
-  *,
-  extra: Sequence[str] = (),
-  chunk: int = CHUNK,
-) -> tuple[dict[str, Any], dict[str, Array]]:
-  """One batch's metrics without a gradient: (metrics, fields).
+def make_fields(
+  model: Model, names: Sequence[str], *, chunk: int = CHUNK
+) -> Callable[[Params, Batch], dict[str, Array]]:
+  """fields(params, batch): the model's fields and the data's, [M*G*B, ...], without a gradient."""
+  forward = functools.partial(_forward, model, tuple(names), chunk)
 
-  `metrics` maps names to `Metric`s, arrays over the batch's examples, so that a caller can join
-  batches before reducing; `fields` holds the model's outputs [M*G*B, K, T] beside the data's.
-  """
-  fields = tuple(dict.fromkeys((*model_fields(objective, tuple(batch.fields)), *extra)))
-  forward = functools.partial(_forward, model, fields, chunk)
-  _, outputs = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
-  data = _merge(batch.fields, 3)
-  outputs = _merge(outputs, 2)
-  _, metrics = objective.partial(data | outputs, objective.norms(data, 0), 0)
-  return metrics, data | outputs
+  def fields(params: Params, batch: Batch) -> dict[str, Array]:
+    _, outputs = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
+    return _merge(batch.fields, 3) | _merge(outputs, 2)
+
+  return fields
 
 
 def separable_gradients(
@@ -210,4 +201,4 @@ def _worst(losses: Array, ids: Array) -> dict[str, Array]:
   """Ids and losses of the examples with the highest loss; what is not finite comes first."""
   key = jnp.where(ids < 0, -jnp.inf, jnp.where(jnp.isfinite(losses), losses, jnp.inf))
   _, top = jax.lax.top_k(key, min(WORST, len(ids)))
-  return {'ids': ids[top], 'loss': losses[top]}
+  return {'ids': jnp.asarray(ids)[top], 'loss': losses[top]}

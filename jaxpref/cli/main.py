@@ -1,0 +1,56 @@
+"""The `jaxpref` command: one subcommand a file, each with flags of its own."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+from absl import flags, logging
+
+COMMANDS = {
+  'train': 'train a model from a config, or resume the run in its workdir',
+  'eval': "an objective's metrics of a trained model on held-out data",
+  'generate': 'complete prompts',
+  'export': 'write a trained model as a Hugging Face folder',
+  'data': 'look at data (inspect) or find what is wrong with it (lint)',
+}
+
+
+def usage() -> str:
+  width = max(map(len, COMMANDS))
+  lines = [f'  {name:<{width}}  {what}' for name, what in COMMANDS.items()]
+  return '\n'.join(['usage: jaxpref <command> [flags]', '', *lines, '', 'jaxpref <command> --help'])
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs `argv` (without the program's name); the exit status: 0, or 2 for a user's mistake."""
+  if not argv or argv[0] in ('-h', '--help', 'help'):
+    print(usage())
+    return 0 if argv else 2
+  name = argv[0]
+  if name not in COMMANDS:
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    print(f'jaxpref: unknown command {name!r}{hint}\n\n{usage()}', file=sys.stderr)
+    return 2
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.WARNING)
+  command = importlib.import_module(f'jaxpref.cli.{name}')
+  try:
+    return command.main(argv)
+  except (ValueError, TypeError, OSError, ArithmeticError, AttributeError, flags.Error) as error:
+    if logging.level_debug():
+      raise
+    print(f'jaxpref {name}: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print(f'jaxpref {name}: interrupted', file=sys.stderr)
+    return 130
+
+
+def run() -> None:
+  sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == '__main__':
+  run()

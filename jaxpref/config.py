@@ -1,0 +1,73 @@
+"""The keys of a training config, with their defaults; files in `configs/` change what they need.
+
+Values are numbers, strings, booleans and tuples, so that a config can be written down, compared and
+swept; what they mean is decided where they are used.
+"""
+
+import ml_collections
+
+
+def default() -> ml_collections.ConfigDict:
+  """Every key that `jaxpref train` reads. Locked: a wrong key fails and names the nearest."""
+  c = ml_collections.ConfigDict()
+  c.seed = 0  # of initialisation and of the data's order
+  c.imports = ()  # modules of your own whose @objective losses the text below may name
+  c.objective = 'sft()'  # such as 'dpo(beta=0.1) + 0.2*sft()'
+  c.model = 'preset:tiny'  # preset:<name>, a Hugging Face folder, or the workdir of another run
+  c.tokenizer = (
+    ''  # 'byte' or a folder with tokenizer.json; '': the model's own, bytes for a preset
+  )
+  c.dtype = 'auto'  # of computation: float32 on CPU, bfloat16 on accelerators; masters are float32
+  c.remat = ''  # '': keep activations; 'full' or a jax.checkpoint policy: compute them again
+  c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy)
+  c.freeze = ()  # patterns of parameter paths that do not train
+  c.ema = 0.0  # decay of a running average of the parameters; 0: none
+  c.steps = 0  # optimizer steps; 0: as many as `epochs` take
+  c.epochs = 1.0  # passes over the data
+  c.max_nonfinite = 3  # steps in a row that may be lost to NaN before the run stops
+
+  c.data = data = ml_collections.ConfigDict()
+  data.train = ''  # 'jsonl:path-or-glob', 'tfds:name/config:split', or the path of a .jsonl(.gz)
+  data.eval = ''  # held-out source; '': eval_fraction of the training prompts
+  data.eval_fraction = 0.0
+  data.kind = 'auto'  # 'preference', 'unpaired' or 'sft'; 'auto': as the records look
+  data.columns = ''  # renames, as 'prompt=question,chosen=good,rejected=bad'
+  data.max_length = 1024  # tokens of prompt + longest candidate
+  data.truncate = 'prompt_left'  # or 'end', 'drop'
+  data.on_error = 'raise'  # or 'skip': bad lines are counted and listed
+
+  c.batch = batch = ml_collections.ConfigDict()
+  batch.size = 64  # examples (pairs) an optimizer step, over all devices
+  batch.microbatches = 1  # pieces that a step is computed in; gradients do not depend on it
+  batch.row_lengths = ()  # of packed rows, in tokens; (): from the data
+
+  c.optimizer = opt = ml_collections.ConfigDict()
+  opt.name = 'adamw'  # or 'adafactor', 'lion', 'sgd'
+  opt.learning_rate = 1e-5  # the peak
+  opt.schedule = 'cosine'  # or 'linear', 'constant', 'wsd' (its decay: the last fifth)
+  opt.warmup = 0.1  # share of all steps
+  opt.final = 0.0  # the last learning rate, as a share of the peak
+  opt.weight_decay = 0.0  # decoupled; never on norms and biases
+  opt.b1 = 0.9
+  opt.b2 = 0.95
+  opt.eps = 1e-8
+  opt.clip = 1.0  # global norm of the gradient; 0: no clipping
+
+  c.mesh = mesh = ml_collections.ConfigDict()
+  mesh.data = 1  # replicas of the parameters
+  mesh.fsdp = -1  # shards of parameters and batch; -1: all devices that are left
+  mesh.context = 1
+  mesh.tensor = 1  # shards within a layer
+
+  c.eval = ml_collections.ConfigDict()
+  c.eval.every = 0  # steps; 0: only at the end
+  c.checkpoint = ml_collections.ConfigDict()
+  c.checkpoint.every = 0  # steps; 0: only at the end
+  c.checkpoint.keep_last = 2
+  c.checkpoint.keep_best = ''  # such as 'eval/rewards/accuracies max'
+  c.log = ml_collections.ConfigDict()
+  c.log.every = 1  # steps between lines of metrics.jsonl
+  c.log.tensorboard = True
+  c.log.wandb = ''  # a Weights & Biases project
+  c.log.entropy = False  # the policy's entropy in training too (evaluation always reports it)
+  return c.lock()

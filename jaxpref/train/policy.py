@@ -1,0 +1,72 @@
+"""Finds what a config calls a model: a preset, a Hugging Face folder or a run's workdir."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+from jaxpref import models
+from jaxpref.data.tokenizer import Tokenizer, load_tokenizer
+from jaxpref.models import Model
+from jaxpref.train.checkpoint import Checkpoints
+from jaxpref.train.workdir import read_config
+from jaxpref.typing import Params
+
+PRESET = 'preset:'
+
+
+def load_policy(spec: str, tokenizer: str = '') -> tuple[Model, Params, Tokenizer]:
+  """The model, its parameters and its tokenizer.
+
+  Args:
+    spec: 'preset:tiny' (random parameters), a Hugging Face folder, or the workdir of a training
+      run, whose newest checkpoint is read.
+    tokenizer: 'byte', or a folder with a tokenizer.json. By default that of the run or of the
+      model's folder, and for a preset the bytes.
+
+  Raises:
+    ValueError, FileNotFoundError: `spec` is none of these, or cannot be read.
+  """
+  tokens = find_tokenizer(spec, tokenizer)
+  return *load(spec, tokens), tokens
+
+
+def load(spec: str, tokenizer: Tokenizer, seed: int = 0) -> tuple[Model, Params]:
+  """The model called `spec`; a preset is drawn from `seed`."""
+  if spec.startswith(PRESET):
+    return models.init(architecture(spec, tokenizer), jax.random.key(seed))
+  if not is_workdir(spec):
+    return models.load_hf(Path(spec).expanduser())
+  checkpoints = Checkpoints(spec, read_only=True)
+  params = jax.tree.map(jnp.asarray, checkpoints.restore_params())
+  checkpoints.close()
+  return Model(architecture(spec, tokenizer)), params
+
+
+def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
+  """The decoder that `spec` describes; no weights are read.
+
+  A preset gets the tokenizer's vocabulary: it has no trained rows to keep.
+  """
+  if is_workdir(spec):
+    return architecture(read_config(spec).model, tokenizer)
+  if spec.startswith(PRESET):
+    return models.preset(spec.removeprefix(PRESET), vocab_size=tokenizer.vocab_size)
+  return models.hf.read_config(Path(spec).expanduser())[0]
+
+
+def find_tokenizer(spec: str, tokenizer: str = '') -> Tokenizer:
+  """The tokenizer called `tokenizer`, or by default the one that goes with the model `spec`."""
+  if is_workdir(spec):
+    config = read_config(spec)
+    return find_tokenizer(config.model, tokenizer or config.tokenizer)
+  if not spec.startswith(PRESET) and not (Path(spec).expanduser() / 'config.json').is_file():
+    raise FileNotFoundError(
+      f'no model at {spec!r}: expected preset:<name> ({", ".join(models.PRESETS)}), a Hugging Face '
+      "folder (with config.json) or a training run's workdir (with checkpoints/)"
+    )
+  return load_tokenizer(tokenizer or ('byte' if spec.startswith(PRESET) else spec))
+
+
+def is_workdir(spec: str) -> bool:
+  return (Path(spec).expanduser() / 'checkpoints').is_dir()
