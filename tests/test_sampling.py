@@ -230,7 +230,7 @@ LOGITS = {
   'ties': np.array([1.0, 3.0, 2.0, 2.0, 3.0, 2.0, -1.0, 1.0, 2.0]),
   'flat': np.zeros(9),
   'filtered': np.array([-np.inf, 0.0, 1.0, -np.inf, 1.0, -2.0, *[-np.inf] * 3]),
-  'far apart': np.array([1e4, -1e4, 0.0, 9999.0, *[1.0] * 5]),
+  'far apart': np.array([1e4, -1e4, 0.0, 9999.0, -0.0, *[1.0] * 4]),
 }
 
 
