@@ -1,0 +1,312 @@
+"""Hugging Face folders: transformers' logits, byte-equal round trips, refusals by name.
+
+The folders in testdata/hf are made by tools/make_hf_fixtures.py.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxpref.models import load_hf, preset, save_hf
+from jaxpref.models.families import FAMILIES, family_of
+from jaxpref.models.model import Model
+
+ROOT = pathlib.Path(__file__).parent
+FOLDERS = sorted((ROOT / 'testdata' / 'hf').iterdir())
+EVERY = pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
+FIXTURES = {folder.name: folder for folder in FOLDERS}
+
+
+def weights(folder):
+  return {
+    name: tensor
+    for file in sorted(folder.glob('model*.safetensors'))
+    for name, tensor in load_file(file).items()
+  }
+
+
+def fields(folder):
+  return json.loads((folder / 'config.json').read_text())
+
+
+def assert_bytes_equal(a, b):
+  assert a.keys() == b.keys()
+  for name in a:
+    assert (a[name].shape, a[name].dtype) == (b[name].shape, b[name].dtype), name
+    assert a[name].tobytes() == b[name].tobytes(), name
+
+
+def copy(folder, target, *, tensors=None, **changes):
+  """A copy of a fixture, its tensors replaced, its config.json's fields changed (None: removed)."""
+  target.mkdir(exist_ok=True)
+  config = {k: v for k, v in (fields(folder) | changes).items() if v is not None}
+  (target / 'config.json').write_text(json.dumps(config))
+  save_file(weights(folder) if tensors is None else tensors, target / 'model.safetensors')
+  return target
+
+
+@EVERY
+def test_logits_are_those_of_transformers(folder):
+  model, params = load_hf(folder)
+  expected = load_file(folder / 'expected.safetensors')
+  for side in ('right', 'left'):
+    tokens, mask, logits = (expected[f'{x}_{side}'] for x in ('tokens', 'mask', 'logits'))
+    got = np.asarray(model.logits(params, jnp.array(tokens), jnp.array(mask)))
+    error = np.abs(got - logits)[mask].max()
+    assert error <= 2e-5 * max(1.0, np.abs(logits[mask]).max()), side
+
+
+@EVERY
+def test_a_folder_comes_out_as_it_went_in(folder, tmp_path):
+  save_hf(tmp_path, *load_hf(folder))
+  assert_bytes_equal(weights(tmp_path), weights(folder))
+  assert fields(tmp_path) == fields(folder)
+
+
+@pytest.mark.parametrize('name', ['gpt2', 'qwen3'])
+def test_sharded_bfloat16_folders_come_out_as_they_went_in(name, tmp_path):
+  folder = FIXTURES[name]
+  low = {name: x.astype(ml_dtypes.bfloat16) for name, x in weights(folder).items()}
+  source = copy(folder, tmp_path / 'source', tensors=low, dtype='bfloat16')
+  model, params = load_hf(source)
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {'bfloat16'}
+  sharded = tmp_path / 'sharded'
+  sharded.mkdir()
+  (sharded / 'model.safetensors').write_bytes(b'an older model')
+  save_hf(sharded, model, params, shard_bytes=20_000)
+  index = json.loads((sharded / 'model.safetensors.index.json').read_text())
+  files = {file.name for file in sharded.glob('*.safetensors')}
+  assert files == set(index['weight_map'].values()) and len(files) > 2
+  assert all(file.stat().st_size < 25_000 for file in sharded.glob('*.safetensors'))
+  assert index['metadata']['total_size'] == sum(x.nbytes for x in low.values())
+  assert_bytes_equal(weights(sharded), low)
+  again = load_hf(sharded)[1]
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, again))
+  save_hf(sharded, model, again)  # and back to one file, with no shard left behind
+  assert [file.name for file in sharded.glob('*.safetensors*')] == ['model.safetensors']
+  assert_bytes_equal(weights(sharded), low)
+  assert load_hf(sharded, dtype=jnp.float32)[1]['embed']['w'].dtype == jnp.float32
+
+
+def test_a_tied_folder_may_store_its_head_too(tmp_path):
+  folder, tensors = FIXTURES['llama_tied'], weights(FIXTURES['llama_tied'])
+  tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
+  model, params = load_hf(copy(folder, tmp_path, tensors=tensors))
+  assert 'head' not in params and model.config.tied
+  tensors['lm_head.weight'] = tensors['lm_head.weight'] + 1
+  with pytest.raises(ValueError, match=r'lm_head\.weight differs from model\.embed_tokens\.weight'):
+    load_hf(copy(folder, tmp_path, tensors=tensors))
+
+
+def test_gpt2_may_lack_its_prefix_and_store_its_masks(tmp_path):
+  folder = FIXTURES['gpt2']
+  tensors = {n.removeprefix('transformer.'): x for n, x in weights(folder).items()}
+  for layer in range(2):
+    tensors[f'h.{layer}.attn.bias'] = np.tril(np.ones((1, 1, 40, 40), np.float32))
+    tensors[f'h.{layer}.attn.masked_bias'] = np.array(-1e4, np.float32)
+  params = load_hf(copy(folder, tmp_path, tensors=tensors))[1]
+  expected = load_hf(folder)[1]
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, expected))
+
+
+def test_a_changed_model_keeps_what_still_holds_of_its_config_json(tmp_path):
+  model, params = load_hf(FIXTURES['llama'])
+  rope = dataclasses.replace(model.config.rope, theta=9.0)
+  config = dataclasses.replace(model.config, rope=rope, max_positions=80)
+  save_hf(tmp_path, model.replace(config=config), params)
+  after, before = fields(tmp_path), fields(FIXTURES['llama'])
+  assert (after['rope_theta'], after['max_position_embeddings']) == (9.0, 80)
+  assert 'rope_parameters' not in after and after['eos_token_id'] == before['eos_token_id']
+  assert load_hf(tmp_path)[0].config == config
+
+
+@pytest.mark.parametrize(
+  ('config', 'family'),
+  [
+    (preset('tiny', windows=None), 'llama'),
+    (preset('tiny', qkv_bias=True, windows=(None, 7)), 'qwen2'),
+    (preset('tiny', qk_norm=True, windows=(7, None)), 'qwen3'),
+    (preset('gpt2', width=8, num_heads=2, num_layers=1, mlp_width=12, vocab_size=9), 'gpt2'),
+  ],
+)
+def test_a_model_from_scratch_is_saved_as_the_family_that_holds_it(config, family, tmp_path):
+  class Tokenizer:
+    bos_id, eos_id, pad_id = None, 256, 258
+
+    def save(self, folder):
+      (folder / 'tokenizer.json').write_text('{}')
+
+  model = Model(config)
+  params = jax.tree.map(lambda x: np.full(x.shape, 0.5, np.float32), model.param_shapes())
+  save_hf(tmp_path / 'new', model, params, Tokenizer())
+  again, loaded = load_hf(tmp_path / 'new')
+  assert again.config == config and (tmp_path / 'new' / 'tokenizer.json').exists()
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, loaded))
+  saved = fields(tmp_path / 'new')
+  assert (saved['model_type'], saved['eos_token_id'], saved['bos_token_id']) == (family, 256, None)
+  assert saved['torch_dtype'] == 'float32'
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_every_preset_of_a_family_survives_config_json(name):
+  for preset_name in ('gpt2', 'llama3-8b', 'llama3.2-1b', 'qwen2.5-0.5b', 'qwen3-8b', 'small'):
+    config = preset(preset_name)
+    if family_of(config) == name:
+      assert FAMILIES[name].read(json.loads(json.dumps(FAMILIES[name].write(config)))) == config
+
+
+def test_a_decoder_of_no_family_is_refused(tmp_path):
+  with pytest.raises(ValueError, match=r'no Hugging Face family .*llama cannot hold norm_pl'):
+    save_hf(tmp_path, Model(preset('tiny', norm_placement='both')), {})
+
+
+def change_tensor(name, change):
+  def tensors():
+    found = weights(FIXTURES['llama'])
+    found[name] = change(found.get(name))
+    return {n: x for n, x in found.items() if x is not None}
+
+  return dict(tensors=tensors)
+
+
+Q = 'model.layers.1.self_attn.q_proj.weight'
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (change_tensor(Q, lambda x: None), rf'missing {Q} \(48, 32\)$'),
+    (change_tensor(Q, lambda x: x[:, :5]), rf'{Q} has shape \(48, 5\); .* asks for \(48, 32\)'),
+    (change_tensor(Q, lambda x: x.astype(np.int8)), f'{Q} is stored as I8; known: F32, BF16, F16'),
+    (
+      change_tensor(Q, lambda x: x.astype(np.float16)),
+      f'layers differ in dtype .*{Q} as F16.*give the dtype',
+    ),
+    (
+      change_tensor('model.layers.2.foo', lambda x: np.ones(3, np.float32)),
+      r'2 layers of LlamaForCausalLM have no model.layers.2.foo \(3,\); supported: llama',
+    ),
+    (dict(num_hidden_layers=1), r'1 layers of .* have no model.layers.1.* and 13 more'),
+    (dict(num_hidden_layers=3), r'missing model.layers.2.* and 13 more'),
+    (
+      dict(model_type='mamba'),
+      r"model_type 'mamba' .* supported: llama \(LlamaForCausalLM\), qwen2",
+    ),
+    (dict(architectures=['LlamaForTokenClassification']), 'LlamaForTokenClassification.*supported'),
+    (dict(hidden_act='xielu'), "hidden_act = 'xielu' is not supported; known: silu"),
+    (dict(rope_parameters={'rope_type': 'yarn'}), "rope type 'yarn' is not supported; known: def"),
+    (
+      dict(rope_parameters={'rope_type': 'linear', 'rope_theta': 1.0}),
+      "'factor' is missing",
+    ),
+    (
+      dict(rope_parameters={'full_attention': {'rope_theta': 1.0}}),
+      "rope type 'default' has no full_attention",
+    ),
+    (dict(partial_rotary_factor=0.5), 'partial_rotary_factor = 0.5 is not supported'),
+    (dict(quantization_config={'bits': 4}), 'quantised weights are not supported'),
+    (dict(hidden_size=None), "'hidden_size' is missing"),
+    (dict(num_key_value_heads=3), 'num_heads 4 is not a multiple of num_kv_heads 3'),
+    (dict(vocab_size=97), r'embed_tokens.weight has shape \(96, 32\); .* asks for \(97, 32\)'),
+    (dict(hidden_size='32'), 'config.json|not supported'),
+  ],
+)
+def test_a_wrong_folder_is_refused_by_name(changes, message, tmp_path):
+  if 'tensors' in changes:
+    changes = dict(tensors=changes['tensors']())
+  with pytest.raises(ValueError, match=message) as error:
+    load_hf(copy(FIXTURES['llama'], tmp_path, **changes))
+  assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    (dict(scale_attn_by_inverse_layer_idx=True), 'scale_attn_by_inverse_layer_idx = True'),
+    (dict(scale_attn_weights=False), 'scale_attn_weights = False'),
+    (dict(add_cross_attention=True), 'add_cross_attention = True'),
+  ],
+)
+def test_gpt2s_switches_are_refused(changes, message, tmp_path):
+  with pytest.raises(ValueError, match=message):
+    load_hf(copy(FIXTURES['gpt2'], tmp_path, **changes))
+
+
+def test_broken_files_are_refused(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'config.json: no such file'):
+    load_hf(tmp_path)
+  folder = copy(FIXTURES['llama'], tmp_path)
+  whole = (folder / 'model.safetensors').read_bytes()
+  (folder / 'model.safetensors').write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(ValueError, match=r'model.safetensors: not a whole safetensors file'):
+    load_hf(folder)
+  (folder / 'model.safetensors').unlink()
+  with pytest.raises(FileNotFoundError, match=r'model.safetensors: no such file; weights are read'):
+    load_hf(folder)
+  index = folder / 'model.safetensors.index.json'
+  for text, message in (
+    ('{}', 'no weight_map'),
+    ('[', 'no weight_map'),
+    ('{"weight_map": {"x": "../x.safetensors"}}', 'is not a file name'),
+  ):
+    index.write_text(text)
+    with pytest.raises(ValueError, match=message):
+      load_hf(folder)
+  (folder / 'part.safetensors').write_bytes(whole)
+  index.write_text('{"weight_map": {"x": "part.safetensors"}}')
+  with pytest.raises(ValueError, match=r'part.safetensors: lm_head.weight.* not where .*index'):
+    load_hf(folder)
+  (folder / 'config.json').write_text('{')
+  with pytest.raises(ValueError, match=r'config.json: not JSON'):
+    load_hf(folder)
+
+
+def test_parameters_of_another_model_are_not_saved(tmp_path):
+  model, params = load_hf(FIXTURES['llama'])
+  with pytest.raises(ValueError, match=r"not this model's: missing head/w"):
+    save_hf(tmp_path, model, {k: v for k, v in params.items() if k != 'head'})
+  with pytest.raises(ValueError, match=r'norm/scale has shape \(3,\); the model asks for \(32,\)'):
+    save_hf(tmp_path, model, params | {'norm': {'scale': np.ones(3, np.float32)}})
+  assert not list(tmp_path.iterdir())
+
+
+SCRIPT = """
+import sys, numpy, torch, transformers
+from safetensors.torch import load_file
+for folder, fixture in zip(sys.argv[1::2], sys.argv[2::2]):
+  model, info = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, output_loading_info=True, dtype=torch.float32, attn_implementation='eager')
+  assert not info['missing_keys'] and not info['unexpected_keys'], (folder, info)
+  expected = load_file(fixture + '/expected.safetensors')
+  mask = expected['mask_right']
+  with torch.no_grad():
+    output = model.eval()(expected['tokens_right'].long(), attention_mask=mask.long())
+  print(folder, (output.logits - expected['logits_right'])[mask].abs().max().item())
+"""
+
+
+@pytest.mark.slow
+def test_transformers_opens_what_we_save(tmp_path):
+  python = ROOT.parent / '.venv-fixtures' / 'bin' / 'python'
+  if not python.exists():
+    pytest.skip('no transformers: tools/make_hf_fixtures.py makes .venv-fixtures')
+  arguments = []
+  for folder in FOLDERS:
+    model, params = load_hf(folder)
+    plain = model.replace(config=dataclasses.replace(model.config, source=''))
+    for name, saved, size in (('kept', model, 10**9), ('new', plain, 40_000)):
+      target = tmp_path / f'{folder.name}_{name}'
+      save_hf(target, saved, params, shard_bytes=size)
+      arguments += [str(target), str(folder)]
+  run = subprocess.run([python, '-c', SCRIPT, *arguments], capture_output=True, text=True)
+  assert run.returncode == 0, run.stderr
+  errors = [float(line.split()[-1]) for line in run.stdout.splitlines()]
+  assert len(errors) == 2 * len(FOLDERS) and max(errors) < 1e-5
