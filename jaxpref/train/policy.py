@@ -40,7 +40,8 @@ def load(spec: str, tokenizer: Tokenizer, seed: int = 0) -> tuple[Model, Params]
   checkpoints = Checkpoints(spec, read_only=True)
   params = jax.tree.map(jnp.asarray, checkpoints.restore_params())
   checkpoints.close()
-  return Model(architecture(spec, tokenizer)), params
+  dtype = read_config(spec).dtype
+  return Model(architecture(spec, tokenizer), None if dtype == 'auto' else dtype), params
 
 
 def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:

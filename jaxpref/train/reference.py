@@ -8,6 +8,7 @@ that was interrupted and one that was not agree to the last bit.
 """
 
 import dataclasses
+import functools
 import hashlib
 import logging
 import os
@@ -58,7 +59,7 @@ class Store:
     entries: dict[bytes, tuple[np.ndarray, ...]] = {}
     for file in sorted(self.folder.glob('block-*.npz')):
       try:
-        with np.load(file) as block:
+        with open(file, 'rb') as raw, np.load(raw) as block:
           keys, lengths, values = block['keys'], block['lengths'], block['values']
       except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         log.warning(
@@ -141,7 +142,7 @@ def build(
   keys = [example_key(dataset[i]) for i in range(len(dataset))]
   entries = store.read()
   missing = {i for i, key in enumerate(keys) if key not in entries}
-  compute = jax.jit(lambda params, batch: log_probs(model, params, batch)['logps'])
+  compute = _compiled(model)
   done = 0
   for block, batch in _blocks(dataset, missing, 1 if mesh is None else sharding.groups(mesh)):
     if mesh is not None:
@@ -156,6 +157,11 @@ def build(
     done += len(missing & set(block))
     progress(done, len(missing))
   return Table(keys, entries)
+
+
+@functools.cache
+def _compiled(model: Model) -> Callable[[Params, Batch], jax.Array]:
+  return jax.jit(lambda params, batch: log_probs(model, params, batch)['logps'])
 
 
 def _blocks(dataset: Examples, missing: set[int], groups: int) -> Iterator[tuple[list[int], Batch]]:
@@ -178,14 +184,11 @@ def _blocks(dataset: Examples, missing: set[int], groups: int) -> Iterator[tuple
 def _lay_out(dataset: Examples, block: list[int], groups: int, count: int, length: int) -> Batch:
   hands = [block[g * count : (g + 1) * count] for g in range(groups)]
   scored = max(int(dataset.lengths[hand, 1:].sum()) for hand in hands if hand)
-  quarter = max(
-    1, count * length // 4
-  )  # few shapes: the scored slots come in quarters of the block
+  quarter = max(1, count * length // 4)  # scored slots in quarters of the block: few shapes
   shape = packing.Shape(((count, length),), -(-scored // quarter) * quarter)
   cells = []
   for hand in hands:
-    lengths = dataset.lengths[hand].reshape(len(hand), -1)
-    parts = packing.pieces(lengths)
+    parts = packing.pieces(dataset.lengths[np.array(hand, np.int64)])
     places = [packing.Place(0, part.example, 0) for part in parts]
     examples = [dataset[i] for i in hand]
     cells.append(
