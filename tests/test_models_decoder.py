@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from jaxpref.models import LinearScaling, Model, Rope, init, mask_layout, preset
 from jaxpref.typing import Layout
@@ -256,3 +257,19 @@ def test_a_token_or_learned_position_out_of_range_is_not_silent(name):
   if name == 'gpt2':
     long = jnp.ones((1, 65), jnp.int32)
     assert bool(jnp.isnan(model.logits(params, long, long > 0)[0, 64]).all())
+
+
+def test_groups_on_different_devices_do_not_talk():
+  model, params = made('qwen3')
+  tokens, layout = jax.tree.map(lambda x: jnp.broadcast_to(x, (8, 2, 16)), packed())
+  mesh = jax.make_mesh((8,), ('data',), axis_types=(AxisType.Auto,))
+  apart = NamedSharding(mesh, PartitionSpec('data'))
+  rows = jax.device_put((tokens, tokens[:, :1, :8]), apart)
+  layouts = jax.device_put((layout, jax.tree.map(lambda x: x[:, :1, :8], layout)), apart)
+  everywhere = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
+  compiled = jax.jit(model.hidden).lower(everywhere, rows, layouts).compile()
+  text = compiled.as_text()
+  for collective in ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute'):
+    assert collective not in text
+  states = compiled(everywhere, rows, layouts)
+  assert [x.sharding.spec[0] for x in states] == ['data', 'data']

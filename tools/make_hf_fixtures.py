@@ -4,8 +4,8 @@
 
 Makes the virtual environment if it is not there (torch, then transformers: minutes, some GB), then
 runs itself in it. Every switch of a config stands off its neutral value: norm weights off 1, biases
-off 0, windows shorter than the rows, rope scaling that bites. Weights are float32; expected.safetensors
-holds tokens [B, T], and for each padding side the mask and the float32 logits.
+off 0, windows shorter than the rows, rope scaling that bites. Weights are float32;
+expected.safetensors holds, for each padding side, tokens and mask [B, T] and float32 logits.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def _respell(path: pathlib.Path):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description='Makes tests/testdata/hf/.')
   parser.add_argument('--venv', type=pathlib.Path, default=ROOT / '.venv-fixtures')
   venv = parser.parse_args().venv.absolute()
   python = venv / 'bin' / 'python'

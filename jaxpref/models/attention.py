@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxpref.typing import Array, Layout
 
@@ -97,11 +98,10 @@ class Cached:
 
   def __init__(self, cache: Cache, layout: Layout):
     self.start, self.new = cache.fill, layout
-    self.layout = Layout(
-      *(
-        jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, cache.fill))
-        for old, new in zip(cache.layout, layout, strict=True)
-      )
+    self.layout = jax.tree.map(
+      lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, cache.fill)),
+      cache.layout,
+      layout,
     )
     self.mask = visible(layout, self.layout, cache.fill)
 
@@ -121,7 +121,7 @@ class Cached:
 def checked_fill(cache: Cache, length: int):
   """Raise ValueError if `length` more tokens do not fit, as far as that is known while tracing."""
   slots = cache.layout.positions.shape[1]
-  fill = 0 if isinstance(cache.fill, jax.core.Tracer) else int(cache.fill)
+  fill = 0 if isinstance(cache.fill, Tracer) else int(cache.fill)
   if fill + length > slots:
     raise ValueError(
       f'the cache has {slots} slots, {fill} in use: no room for {length} more tokens; '

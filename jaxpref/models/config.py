@@ -20,8 +20,8 @@ class Config:
   num_layers: int
   num_heads: int
   mlp_width: int
-  num_kv_heads: int | None = None  # fewer than num_heads: grouped queries; None: num_heads
-  head_dim: int | None = None  # None: width // num_heads
+  num_kv_heads: int = 0  # fewer than num_heads: grouped queries; 0: num_heads
+  head_dim: int = 0  # 0: width // num_heads
   max_positions: int = 2048  # trained length; the size of the table of learned positions
   rope: Rope | None = dataclasses.field(default=Rope())  # None: learned positions
   windows: tuple[int | None, ...] | None = None  # one per layer: sees positions nearer than this
@@ -38,9 +38,9 @@ class Config:
   source: str = dataclasses.field(default='', compare=False, repr=False)  # imported config.json
 
   def __post_init__(self):
-    if self.num_kv_heads is None:
+    if self.num_kv_heads == 0:
       object.__setattr__(self, 'num_kv_heads', self.num_heads)
-    if self.head_dim is None:
+    if self.head_dim == 0:
       if self.width % self.num_heads:
         raise ValueError(
           f'width {self.width} is not a multiple of num_heads {self.num_heads}; give head_dim'

@@ -59,11 +59,12 @@ class Mlp(nnx.Module):
   def __init__(self, config: Config, key: Array):
     gate_key, up_key, down_key = _keys(key, 3)
     self.gated, self.activation = config.gated, config.activation
-    wide, bias = (config.width, config.mlp_width), config.mlp_bias
+    wide, narrow = (config.width, config.mlp_width), (config.mlp_width, config.width)
+    bias = config.mlp_bias
     if self.gated:
       self.gate = Linear(gate_key, wide, bias=bias)
     self.up = Linear(up_key, wide, bias=bias)
-    self.down = Linear(down_key, wide[::-1], bias=bias, scale=_residual_scale(config))
+    self.down = Linear(down_key, narrow, bias=bias, scale=_residual_scale(config))
 
   def __call__(self, x):
     activation = _ACTIVATIONS[self.activation]

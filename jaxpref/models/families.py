@@ -70,7 +70,7 @@ _WRITE_ACTIVATION = {
 ROPE_KEYS = ('rope_theta', 'rope_scaling', 'rope_parameters')  # all spellings
 
 
-def _read_gated(source: Source, *, eps: float = 1e-6, head_dim: int | None = None) -> dict:
+def _read_gated(source: Source, *, eps: float = 1e-6, head_dim: int = 0) -> dict:
   """The fields that Llama and its kin spell alike."""
   _only(source, 'partial_rotary_factor', (1.0,))
   heads = _need(source, 'num_attention_heads')

@@ -106,7 +106,7 @@ def read_config(folder: pathlib.Path) -> tuple[Config, Family]:
     raise ValueError(f'{path}: not JSON: {error}') from None
   if not isinstance(source, dict):
     raise ValueError(f'{path}: expected an object, got {type(source).__name__}')
-  family = FAMILIES.get(source.get('model_type'))
+  family = FAMILIES.get(source.get('model_type', ''))
   architectures = source.get('architectures') or [family and family.architecture]
   if family is None or architectures != [family.architecture]:
     raise ValueError(
@@ -148,7 +148,8 @@ def _check_params(shapes: dict, params: dict):
 
 
 def _shards(stored: dict[str, Stored], params: dict, limit: int) -> list[list[str]]:
-  shards, room = [[]], limit
+  shards: list[list[str]] = [[]]
+  room = limit
   for name, tensor in stored.items():
     size = int(np.prod(tensor.shape)) * params[tensor.paths[0]].dtype.itemsize
     if size > room and shards[-1]:

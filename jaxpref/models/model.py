@@ -143,8 +143,8 @@ def _hidden_rows(model: Model, params, tokens: tuple[Array, ...], layouts: tuple
 def _hidden_cached(model: Model, params, tokens: Array, layout: Layout, cache: Cache):
   attention = Cached(cache, layout)
   memory = cache.k, cache.v
-  states, memory = _run(model, params, tokens, layout.positions, attention, memory)
-  return states, Cache(*memory, attention.layout, cache.fill + tokens.shape[1])
+  states, (k, v) = _run(model, params, tokens, layout.positions, attention, memory)
+  return states, Cache(k, v, attention.layout, cache.fill + tokens.shape[1])
 
 
 def _run(model: Model, params, tokens, positions, attention, memory):

@@ -109,7 +109,7 @@ def opened(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict:
       raise ValueError(f'{folder / INDEX}: no weight_map of tensor to file: {error!r}') from None
   else:
     places, files = None, [WEIGHTS]
-  tensors = {}
+  tensors: dict = {}
   for file in files:
     if pathlib.PurePath(file).name != file:
       raise ValueError(f'{folder / INDEX}: {file!r} is not a file name')
