@@ -110,7 +110,7 @@ def stream(
       samples = decoding.samples
       tokens, keep, finished = map(np.array, (samples.tokens, samples.mask, samples.finished))
       rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
-      for row in np.flatnonzero(~finished) if stop else ():
+      for row in np.flatnonzero(~finished).tolist() if stop else ():
         finished[row] = find_stop(texts[row](rows[row]), stop) is not None
       step = int(decoding.step)
       if finished.all() or step == max_new_tokens:

@@ -70,7 +70,6 @@ def train(
   mesh = sharding.make_mesh(config.mesh.to_dict())
   optimizer = Optimizer(config.optimizer.name, tuple(config.freeze))
   keep_best = parse_keep_best(config.checkpoint.keep_best)
-  folder = open_workdir(workdir, config)
 
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
   train_set, eval_set = load_data(config, tokenizer)
@@ -86,6 +85,7 @@ def train(
   )
   place_params = functools.partial(_on_mesh, mesh)
   initial = place_params(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), initial))
+  folder = open_workdir(workdir, config)  # claimed only now that data and model are sound
   abstract = _abstract_state(optimizer, scalars, initial, config.ema > 0, mesh)
   checkpoints = Checkpoints(folder.path, keep_last=config.checkpoint.keep_last, keep_best=keep_best)
   describe(console, config, model, initial, train_set, eval_set, mesh, steps)
@@ -97,7 +97,7 @@ def train(
   if 'ref_logps' in objective.fields:
     ref_params = remember_reference(checkpoints, initial)
     if config.reference == 'table':
-      build = functools.partial(_table, console, model, ref_params, mesh)
+      build = functools.partial(reference_table, console, model, ref_params, mesh)
       tables['ref_logps'] = build(train_set)
       if eval_set is not None:
         eval_tables['ref_logps'] = build(eval_set)
@@ -278,7 +278,8 @@ class _Last:
   """An evaluation that remembers what it found."""
 
   def __init__(self, evaluate: Callable[[Params], dict[str, float]] | None):
-    self._evaluate, self.metrics = evaluate, {}
+    self._evaluate = evaluate
+    self.metrics: dict[str, float] = {}
 
   def __call__(self, params: Params) -> dict[str, float]:
     assert self._evaluate is not None
@@ -298,7 +299,9 @@ def _abstract_state(optimizer, scalars, params: Params, ema: bool, mesh) -> Trai
   )
 
 
-def _table(console, model: Model, params: Params, mesh, dataset: data.Dataset) -> reference.Table:
+def reference_table(
+  console, model: Model, params: Params, mesh, dataset: data.Dataset
+) -> reference.Table:
   quiet = not console.is_terminal
   with rich.progress.Progress(console=console, transient=True, disable=quiet) as bar:
     task = bar.add_task('reference log-probs', total=None)

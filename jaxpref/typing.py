@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 
 Array = jax.Array
+AnyArray = Any  # jax.Array on device, numpy.ndarray on the host
 Params = Any  # a nested dict of arrays
-Fields = Mapping[str, Array]  # name -> [B, K, T], [B, K] or [B]
+Fields = Mapping[str, Any]  # name -> array [B, K, T], [B, K] or [B]
 
 
 class Layout(NamedTuple):
@@ -24,15 +25,15 @@ class Layout(NamedTuple):
   A token attends to earlier tokens of its own example that are prompt or its own branch.
   """
 
-  positions: Array  # within the example; every branch goes on from the prompt's end
-  examples: Array  # 1, 2, ... in order of packing; 0 is padding
-  branches: Array  # 0 prompt, 1..K candidate
+  positions: AnyArray  # within the example; every branch goes on from the prompt's end
+  examples: AnyArray  # 1, 2, ... in order of packing; 0 is padding
+  branches: AnyArray  # 0 prompt, 1..K candidate
 
 
 class Rows(NamedTuple):
   """Packed rows of one length: `tokens` and `layout`, int32 [M, G, R, L]."""
 
-  tokens: Array
+  tokens: AnyArray
   layout: Layout
 
 
@@ -42,9 +43,9 @@ class Scored(NamedTuple):
   Unused entries point at token 0 and have `cell` = B*K*T (out of range, dropped when scattered).
   """
 
-  before: Array  # index in [S] of the state that predicts the token
-  at: Array  # index in [S] of the token itself
-  cell: Array  # flat index in [B, K, T] that the token's fields are scattered to
+  before: AnyArray  # index in [S] of the state that predicts the token
+  at: AnyArray  # index in [S] of the token itself
+  cell: AnyArray  # flat index in [B, K, T] that the token's fields are scattered to
 
 
 class Batch(NamedTuple):
@@ -57,4 +58,4 @@ class Batch(NamedTuple):
 
   rows: tuple[Rows, ...]
   scored: Scored
-  fields: dict[str, Array]
+  fields: dict[str, Any]

@@ -29,7 +29,7 @@ from jaxpref.train.policy import load_policy
 def define_flags() -> flags.FlagValues:
   """This command's flags, in a set of their own: commands may share names."""
   own = flags.FlagValues()
-  text = {'flag_values': own}
+  text: dict[str, Any] = {'flag_values': own}
   flags.DEFINE_string('model', None, 'preset:<name>, Hugging Face folder or workdir', **text)
   flags.DEFINE_string('tokenizer', '', "'byte' or a folder; default: the model's", **text)
   flags.DEFINE_multi_string('prompt', [], 'a prompt; repeatable', **text)
@@ -110,7 +110,9 @@ def parse_prompt(line: str, where: str) -> Prompt:
     record = json.loads(line)
   except ValueError as error:
     raise ValueError(f'{where}: not JSON: {error}') from None
-  value = record.get('prompt', record.get('messages')) if isinstance(record, dict) else record
+  value: Any = record
+  if isinstance(record, dict):
+    value = record.get('prompt', record.get('messages'))
   messages = isinstance(value, list) and value
   if isinstance(value, str) or (
     messages and all(isinstance(m, dict) and {'role', 'content'} <= m.keys() for m in messages)

@@ -34,10 +34,17 @@ WORTH = 0.07  # share of tokens that a further shape has to save
 class Examples(Protocol):
   """What batches need of a data set; `lengths` is int [n, 1+K]: prompt, then candidates."""
 
-  lengths: np.ndarray
+  @property
+  def lengths(self) -> np.ndarray: ...
 
   def __len__(self) -> int: ...
   def __getitem__(self, index: int, /) -> Any: ...
+
+
+class Table(Protocol):
+  """Values per completion token: K float arrays for example `index`."""
+
+  def __getitem__(self, index: int, /) -> Sequence[np.ndarray]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +82,7 @@ class Batches:
   microbatches: int = 1
   groups: int = 1
   packing: Packing = Packing()
-  tables: Mapping[str, Sequence[Sequence[np.ndarray]]] = dataclasses.field(default_factory=dict)
+  tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     if not len(self.dataset):
@@ -98,9 +105,9 @@ class Batches:
       if not 0 <= step < len(self):
         raise IndexError(f'batch {step} of an unshuffled pass of {len(self)}')
       return np.arange(at, min(at + self.size, n))
-    found = []
-    while sum(map(len, found)) < self.size:
-      found.append(self._order(at // n)[at % n : at % n + self.size - sum(map(len, found))])
+    stop, found = at + self.size, []
+    while at < stop:
+      found.append(self._order(at // n)[at % n : at % n + stop - at])
       at += len(found[-1])
     return np.concatenate(found)
 

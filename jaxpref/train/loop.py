@@ -148,15 +148,12 @@ def _report(run: Run, clock: '_Clock', step: int, metrics: dict[str, Any], todo:
     names = ', '.join(run.origin(i) for i in shown if i >= 0)
     why = 'loss not finite on' if bad else 'gradient not finite; highest losses on'
     logging.error('step %d was not applied: %s %s', step, why, names)
-    run.failures = getattr(run, 'failures', 0) + 1
-    if run.failures >= run.max_nonfinite:
+    if values['skipped'] >= run.max_nonfinite:
       raise NotFinite(
-        f'{run.failures} steps in a row were not finite, the last one step {step}: {why} {names}. '
-        'Parameters are those of the last good step. Lower optimizer.learning_rate, look at these '
-        'examples with `jaxpref data inspect`, or raise max_nonfinite.'
+        f'{values["skipped"]:.0f} steps in a row were not finite, the last one step {step}: {why} '
+        f'{names}. Parameters are those of the last good step. Lower optimizer.learning_rate, look '
+        'at these examples with `jaxpref data inspect`, or raise max_nonfinite.'
       )
-  else:
-    run.failures = 0
 
 
 def _announce(run: Run, batch: Batch, shapes: set[tuple]) -> None:

@@ -85,23 +85,25 @@ def make_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: (p + u).astype(p.dtype), state.params, updates)
     ema = None if state.ema is None else ema_update(state.ema, params, hparams.ema)
-    new = _choose(finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema))
+    params, opt_state, ema = _choose(
+      finite, (params, opt_state, ema), (state.params, state.opt_state, state.ema)
+    )
 
     data = _merge(batch.fields, 3)
-    scalars = reduce_metrics(metrics)
+    scalars: dict[str, Any] = dict(reduce_metrics(metrics))
     mask = data['mask']
     for name in extra:
       scalars[name] = jnp.sum(outputs[name]) / jnp.maximum(jnp.sum(mask), 1)
     rate = hparams.optimizer['learning_rate']
+    skipped = jnp.where(finite, 0, state.skipped + 1).astype(jnp.int32)
     scalars |= {
       'loss': loss,
       'grad_norm': norm,
       'learning_rate': jnp.asarray(rate(state.step) if callable(rate) else rate, jnp.float32),
-      'skipped': 1.0 - finite.astype(jnp.float32),
+      'skipped': skipped,
       'worst': _worst(metrics['loss'].values, data['ids']),
     }
-    skipped = jnp.where(finite, 0, state.skipped + 1).astype(jnp.int32)
-    return TrainState(state.step + 1, *new, skipped), scalars
+    return TrainState(state.step + 1, params, opt_state, ema, skipped), scalars
 
   return step
 
