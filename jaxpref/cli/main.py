@@ -2,10 +2,13 @@
 
 import difflib
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Sequence
 
-from absl import flags, logging
+from absl import flags
+from absl import logging as absl_logging
 
 COMMANDS = {
   'train': 'train a model from a config, or resume the run in its workdir',
@@ -33,13 +36,13 @@ def main(argv: Sequence[str]) -> int:
     hint = f'; did you mean {near[0]!r}?' if near else ''
     print(f'jaxpref: unknown command {name!r}{hint}\n\n{usage()}', file=sys.stderr)
     return 2
-  logging.use_absl_handler()
-  logging.set_verbosity(logging.WARNING)
+  logging.basicConfig(format='jaxpref: %(message)s')  # absl's messages come to this handler too
+  absl_logging.set_verbosity(absl_logging.WARNING)
   command = importlib.import_module(f'jaxpref.cli.{name}')
   try:
     return command.main(argv)
-  except (ValueError, TypeError, OSError, ArithmeticError, AttributeError, flags.Error) as error:
-    if logging.level_debug():
+  except (ValueError, TypeError, OSError, ArithmeticError, ImportError, flags.Error) as error:
+    if os.environ.get('JAXPREF_DEBUG'):
       raise
     print(f'jaxpref {name}: {error}', file=sys.stderr)
     return 2

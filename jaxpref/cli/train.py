@@ -1,4 +1,4 @@
-"""Trains a model: `jaxpref train --config=dpo:tiny --workdir=runs/dpo [--config.key=value ...]`.
+r"""Trains a model: `jaxpref train --config=dpo:tiny --workdir=runs/dpo [--config.key=value ...]`.
 
   jaxpref train --config=sft:tiny --workdir=/tmp/sft
   jaxpref train --config=configs/dpo.py --config.model=/models/qwen3-0.6b \
@@ -11,47 +11,37 @@ checkpoints; `jaxpref generate`, `eval` and `export` read it.
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
+from jaxpref import config as config_keys
 from jaxpref.cli import configs
 
 
 def define_flags() -> flags.FlagValues:
-  """This command's flags, in a set of their own: commands may share names."""
+  """This command's flags beside --config, in a set of their own: commands may share names."""
   own = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', None, 'config file or name', flag_values=own)
   flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=own)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=own)
   return own
 
 
-def parse(argv: Sequence[str]) -> tuple:
-  """(config, workdir) of a command line, configs found by name; None where --help was asked for."""
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; argv[0] is its name. Mistakes raise ValueError, OSError or flags.Error."""
   own = define_flags()
-  extra = own([argv[0], *map(resolved, argv[1:])])[1:]
+  extra = configs.parse(own, argv)
   if own.help:
     print(f'{__doc__}\nconfigs: {", ".join(configs.list_configs())}')
-    return None, None
+    chosen = own.config if own.config is not None else config_keys.default()
+    print('\nkeys (`--config=<name> --help` shows that config):')
+    for key, value in configs.flat(chosen):
+      print(f'  --config.{key}={value!r}')
+    return 0
   if extra:
     raise flags.Error(f'unexpected {extra[0]!r}; values are given as --config.key=value')
-  if own.config is None or own.workdir is None:
-    missing = '--config' if own.config is None else '--workdir'
-    raise flags.Error(f'{missing} is missing; try --config=dpo:tiny --workdir=/tmp/dpo')
-  return own.config, own.workdir
+  for name in ('config', 'workdir'):
+    if own[name].value is None:
+      raise flags.Error(f'--{name} is missing; try --config=dpo:tiny --workdir=/tmp/dpo')
 
+  from jaxpref import run  # after the flags: --help and typos should not wait for jax
 
-def resolved(argument: str) -> str:
-  """--config=dpo:tiny -> --config=path/to/configs/dpo.py:tiny; other arguments stay."""
-  flag, equals, value = argument.partition('=')
-  if flag in ('--config', '-config') and equals:
-    return f'{flag}={configs.resolve(value)}'
-  return argument
-
-
-def main(argv: Sequence[str]) -> int:
-  config, workdir = parse(argv)
-  if config is not None:
-    from jaxpref import run  # after the flags: --help and typos should not wait for jax
-
-    run.train(config, workdir)
+  run.train(own.config, own.workdir)
   return 0

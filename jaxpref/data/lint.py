@@ -50,9 +50,11 @@ def render(findings: Iterable[Finding], dataset: Dataset, console: Console) -> N
     table.add_column(name, justify='right' if name == 'count' else 'left', overflow='fold')
   colours = dict(zip(SEVERITIES, ('red', 'yellow', 'cyan'), strict=True))
   for finding in findings:
-    origins = Text('\n'.join(dataset.origin(i) for i in finding.examples[:_SHOWN]))
+    # Without folders: in a narrow column the line's number is what has to stay in one piece.
+    origins = [dataset.origin(i).rpartition('/')[2] for i in finding.examples[:_SHOWN]]
     severity = Text(finding.severity, colours[finding.severity])
-    table.add_row(severity, finding.name, str(finding.count), finding.message, origins)
+    where = Text('\n'.join(origins))
+    table.add_row(severity, finding.name, str(finding.count), finding.message, where)
   console.print(table)
 
 
@@ -68,7 +70,7 @@ def wilson(successes: int, trials: int, z: float = 1.96) -> tuple[float, float]:
 def _reading(dataset: Dataset) -> list[Finding]:
   """What the report counted while the whole source was read."""
   said = {
-    'skipped': ('warning', 'records skipped because of an error'),
+    'skipped': ('error', 'records skipped because of an error'),
     'dropped_same': ('warning', 'dropped: truncation deleted the whole difference of the pair'),
     'dropped_unscored': ('warning', 'dropped: truncation left no scored token'),
     'dropped_long': ('note', 'dropped: longer than max_length'),

@@ -1,0 +1,221 @@
+"""An objective's metrics of a model on data, with 95 % intervals: `jaxpref eval --model=runs/dpo`.
+
+  jaxpref eval --model=runs/dpo                                  # on what the run held out
+  jaxpref eval --model=runs/dpo --data=jsonl:test.jsonl.gz --json=test.json
+  jaxpref eval --model=/models/dpo --reference=/models/sft --objective='dpo(beta=0.1)' \
+    --data=jsonl:test.jsonl.gz
+
+A workdir brings its own objective, held-out split and reference; flags that are given come first.
+Intervals take prompts as independent. Objectives without a reference need none.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from rich.text import Text
+
+from jaxpref import config as config_keys
+from jaxpref import run, sharding
+from jaxpref.cli.checkpoints import define_checkpoint_flags, load_model
+from jaxpref.cli.data import define_data_flags, open_console, read_data_flags
+from jaxpref.data import Dataset, Tokenizer
+from jaxpref.data.batches import Batches
+from jaxpref.evals.estimates import estimates
+from jaxpref.evals.heldout import collect
+from jaxpref.evals.statistics import Estimate
+from jaxpref.models import Model
+from jaxpref.objectives import Metric, Objective, parse, reduce_metrics
+from jaxpref.train import policy
+from jaxpref.train.checkpoint import Checkpoints
+from jaxpref.train.step import make_fields, model_fields
+from jaxpref.train.workdir import read_config
+from jaxpref.typing import Params
+
+
+class Evaluation(NamedTuple):
+  """Metrics by name, and intervals of those that are means over examples."""
+
+  metrics: dict[str, float]
+  intervals: dict[str, Estimate]
+  examples: int
+  prompts: int
+
+
+def define_flags() -> flags.FlagValues:
+  """This command's flags, in a set of their own: commands may share names."""
+  own = flags.FlagValues()
+  text: dict[str, Any] = {'flag_values': own}
+  flags.DEFINE_string('model', None, 'workdir, Hugging Face folder or preset:<name>', **text)
+  flags.DEFINE_string('reference', '', "another model; default: the run's own reference", **text)
+  flags.DEFINE_string('objective', '', "such as 'dpo(beta=0.1)'; default: the run's", **text)
+  define_data_flags(own)
+  define_checkpoint_flags(own)
+  flags.DEFINE_integer('batch_size', None, 'examples at a time', lower_bound=1, **text)
+  flags.DEFINE_string('json', '', 'write the metrics to this file too', **text)
+  flags.DEFINE_boolean('help', False, 'show this help', short_name='h', **text)
+  return own
+
+
+def main(argv: Sequence[str]) -> int:
+  """Runs the command; argv[0] is its name. Mistakes raise ValueError, OSError or flags.Error."""
+  own = define_flags()
+  extra = own(argv)[1:]
+  if own.help:
+    print(f'{__doc__}\n{own.get_help()}')
+    return 0
+  if extra:
+    raise flags.Error(f'unexpected {extra[0]!r}')
+  if own.model is None:
+    raise flags.Error('--model is missing: a workdir, a Hugging Face folder or preset:<name>')
+  config = read_flags(own)
+  objective = parse(config.objective, imports=tuple(config.imports))
+  tokenizer = policy.find_tokenizer(own.model, own.tokenizer or '')
+  dataset = load_dataset(own, config, tokenizer)
+  model, params = load_model(own, tokenizer)
+  needed = 'ref_logps' in objective.fields
+  reference = find_reference(own, model, tokenizer) if needed else None
+  found = evaluate(
+    model, params, objective, dataset, reference, own.batch_size or config.batch.size
+  )
+  show(found, str(objective), open_console())
+  if own.json:
+    about = {
+      'model': own.model,
+      'objective': str(objective),
+      'reference': own.reference if needed else '',
+      'data': config.data.train,
+    }
+    write(found, about, Path(own.json))
+  return 0
+
+
+def read_flags(own: flags.FlagValues) -> ConfigDict:
+  """The config of the run that --model is, or the default one, with what the flags say."""
+  if policy.is_workdir(own.model):
+    base = read_config(own.model)
+  elif not own.objective or own.data is None:
+    missing = '--data=jsonl:pairs.jsonl' if own.objective else "--objective='dpo(beta=0.1)'"
+    raise flags.Error(f'{own.model} is not the workdir of a run, so give {missing}')
+  else:
+    base = config_keys.default()
+  config = read_data_flags(own, base)
+  if own.objective:
+    config.objective = own.objective
+  return config
+
+
+def load_dataset(own: flags.FlagValues, config: ConfigDict, tokenizer: Tokenizer) -> Dataset:
+  """--data, or what the run held out."""
+  given, held_out = run.load_data(config, tokenizer)
+  if own.data is not None:
+    return given
+  if held_out is None:
+    raise ValueError(f'the run in {own.model} held nothing out; give --data=jsonl:pairs.jsonl')
+  return held_out
+
+
+def find_reference(
+  own: flags.FlagValues, model: Model, tokenizer: Tokenizer
+) -> tuple[Model, Params]:
+  """The model called --reference, or by default what the run saved as its reference."""
+  if own.reference:
+    theirs = policy.find_tokenizer(own.reference, own.tokenizer or '')
+    if theirs.fingerprint != tokenizer.fingerprint:
+      raise ValueError(
+        f'--reference={own.reference} has the tokenizer {theirs.name!r}, the model '
+        f'{tokenizer.name!r}: their log-probs are of different tokens'
+      )
+    found, params = policy.load(own.reference, tokenizer)
+    return found.replace(dtype=model.dtype), params
+  if policy.is_workdir(own.model):
+    checkpoints = Checkpoints(own.model, read_only=True)
+    if checkpoints.has_reference():
+      return model, checkpoints.restore_reference()
+  raise flags.Error(
+    'the objective compares with a reference; give --reference=<workdir, folder or preset:name>'
+  )
+
+
+def evaluate(
+  model: Model,
+  params: Params,
+  objective: Objective,
+  dataset: Dataset,
+  reference: tuple[Model, Params] | None,
+  batch_size: int,
+) -> Evaluation:
+  """Metrics of `objective` and the policy's entropy over `dataset`, on all devices."""
+  mesh = sharding.make_mesh(config_keys.default().mesh.to_dict())
+  console = Console(stderr=True)
+  tables = {}
+  if reference is not None:
+    frozen, weights = reference
+    weights = jax.device_put(weights, sharding.params_sharding(mesh, weights))
+    tables['ref_logps'] = run.reference_table(console, frozen, weights, mesh, dataset)
+  groups = sharding.groups(mesh)
+  size = -(-min(batch_size, len(dataset)) // groups) * groups
+  batches = Batches(dataset, size, None, 1, groups, tables=tables)
+  names = dict.fromkeys((*model_fields(objective, tuple(batches[0].fields)), 'entropy'))
+  compute = jax.jit(make_fields(model, tuple(names)))
+  params = jax.device_put(params, sharding.params_sharding(mesh, params))
+  ticks = iter(
+    track(
+      range(len(batches)),
+      'evaluating',
+      console=console,
+      transient=True,
+      disable=not console.is_terminal,
+    )
+  )
+
+  def place(batch):
+    next(ticks, None)
+    return jax.device_put(batch, sharding.batch_sharding(mesh))
+
+  fields = collect(compute, params, batches, place)
+  fields = {name: values for name, values in fields.items() if name != 'ids'}
+  _, metrics = objective.partial(fields, objective.norms(fields))
+  counts = fields['mask'].sum((1, 2))
+  entropy = np.where(fields['mask'], fields['entropy'], 0).sum((1, 2)) / np.maximum(counts, 1)
+  metrics['entropy'] = Metric(entropy, counts.astype(np.float32))
+  values = {name: float(value) for name, value in sorted(reduce_metrics(metrics).items())}
+  prompts = dataset.arrays.prompts[dataset.indices]
+  return Evaluation(values, estimates(metrics, prompts), len(dataset), len(np.unique(prompts)))
+
+
+def show(found: Evaluation, title: str, console: Console) -> None:
+  """Prints a table of the metrics."""
+  table = Table(title=Text(title))
+  table.add_column('metric')
+  table.add_column('value', justify='right')
+  table.add_column('95 % interval')
+  for name, value in found.metrics.items():
+    interval = found.intervals.get(name)
+    table.add_row(
+      name, f'{value:.4f}', f'[{interval.low:.4f}, {interval.high:.4f}]' if interval else ''
+    )
+  table.caption = f'{found.examples:,} examples, {found.prompts:,} prompts'
+  console.print(table)
+
+
+def write(found: Evaluation, about: dict[str, str], path: Path) -> None:
+  """One JSON object; nan and infinities, which JSON lacks, are strings, as in metrics.jsonl."""
+  plain = lambda x: x if math.isfinite(x) else str(x)  # noqa: E731
+  record = {
+    **about,
+    'examples': found.examples,
+    'prompts': found.prompts,
+    'metrics': {name: plain(value) for name, value in found.metrics.items()},
+    'intervals': {n: [plain(e.low), plain(e.high)] for n, e in sorted(found.intervals.items())},
+  }
+  path.expanduser().write_text(json.dumps(record, indent=2, allow_nan=False) + '\n')
