@@ -5,6 +5,8 @@ Names are those of the files in `configs/`: the repository's folder in a checkou
 """
 
 import difflib
+import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 PACKAGE = Path(__file__).parent.parent
-PREFIXES = ('--config.', '-config.')
+_KEY = re.compile(r'--?(?:no)?config\.([^=]+)')
 
 
 def folder() -> Path:
@@ -53,26 +55,61 @@ def resolve(spec: str) -> str:
   )
 
 
+def load(spec: str) -> ConfigDict:
+  """The config called `spec`: what `get_config`, or `get_config(arg)`, in its file returns.
+
+  Raises:
+    ValueError: no such file, or one without such a function; and whatever that function raises.
+  """
+  path, _, arg = resolve(spec).partition(':')
+  found = importlib.util.spec_from_file_location(f'config_{Path(path).stem}', path)
+  assert found is not None and found.loader is not None  # it ends in .py
+  module = importlib.util.module_from_spec(found)
+  found.loader.exec_module(module)
+  if not hasattr(module, 'get_config'):
+    raise ValueError(f'{path} has no function get_config, which should return the config')
+  config = module.get_config(arg) if arg else module.get_config()
+  if not isinstance(config, ConfigDict):
+    raise ValueError(
+      f'get_config in {path} should return an ml_collections.ConfigDict, got '
+      f'{type(config).__name__}'
+    )
+  return config
+
+
 def parse(own: flags.FlagValues, argv: Sequence[str]) -> list[str]:
-  """Reads `argv` into `own` and its `--config`; returns what is no flag, without argv[0].
+  """Reads `argv` into `own`, with `own.config` None or what --config names, changed by
+  --config.key=value; returns what is no flag, without argv[0].
 
   Raises:
     ValueError: a config that is not found.
     flags.Error: an unknown flag, or a key that the config has not, with the nearest known.
   """
-  arguments = list(_resolved(argv[1:]))
-  chosen = [a for a in arguments if a.startswith(('--config=', '-config='))]
-  keys = [a.partition('=')[0].split('config.', 1)[1] for a in arguments if a.startswith(PREFIXES)]
-  if keys and not chosen:
-    raise flags.Error(f'--config.{keys[0]} changes a config; give it first, as --config=<name>')
-  if keys:
-    first = flags.FlagValues()
-    _define(first, chosen[-1:])
-    first([argv[0], chosen[-1]])
+  spec, arguments = split(argv[1:])
+  keys = [match[1] for match in map(_KEY.match, arguments) if match]
+  if spec is not None:
+    config = load(spec)
     for key in keys:
-      check_key(key, first.config)
-  _define(own, arguments)
+      check_key(key, config)
+    config_flags.DEFINE_config_dict('config', config, flag_values=own, sys_argv=arguments)
+  elif keys:
+    raise flags.Error(f'--config.{keys[0]} changes a config; say which, as --config=dpo:tiny')
+  else:
+    flags.DEFINE_string('config', None, 'name or file of a config', flag_values=own)
   return own([argv[0], *arguments])[1:]
+
+
+def split(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+  """(the config's name or None, all else) of a command line with --config=name or --config name."""
+  spec, others = None, []
+  rest = iter(arguments)
+  for argument in rest:
+    flag, equals, value = argument.partition('=')
+    if flag in ('--config', '-config'):
+      spec = value if equals else next(rest, '')
+    else:
+      others.append(argument)
+  return spec, others
 
 
 def check_key(key: str, config: ConfigDict) -> None:
@@ -98,18 +135,3 @@ def flat(config: ConfigDict, prefix: str = '') -> Iterator[tuple[str, Any]]:
       yield from flat(value, f'{prefix}{key}.')
     else:
       yield f'{prefix}{key}', value
-
-
-def _define(own: flags.FlagValues, arguments: list[str]) -> None:
-  what = 'config file or name'
-  config_flags.DEFINE_config_file('config', None, what, flag_values=own, sys_argv=arguments)
-
-
-def _resolved(arguments: Sequence[str]) -> Iterator[str]:
-  """--config=dpo:tiny, or in two words, -> --config=path/to/configs/dpo.py:tiny; others stay."""
-  rest = iter(arguments)
-  for argument in rest:
-    flag, equals, value = argument.partition('=')
-    if flag in ('--config', '-config'):
-      argument = f'{flag}={resolve(value if equals else next(rest, ""))}'
-    yield argument
