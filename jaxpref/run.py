@@ -33,7 +33,7 @@ from jaxpref.objectives import (
 from jaxpref.train import policy, reference
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.loop import Offline, Run, fit
-from jaxpref.train.optimizer import Optimizer
+from jaxpref.train.optimizer import Optimizer, Scalars
 from jaxpref.train.progress import open_progress
 from jaxpref.train.state import TrainState, init_state
 from jaxpref.train.step import Hparams, make_step
@@ -73,39 +73,17 @@ def train(
 
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
   train_set, eval_set = load_data(config, tokenizer)
-  groups = sharding.groups(mesh)
-  packing = Packing(row_lengths=tuple(config.batch.row_lengths))
-  size = config.batch.size
-  steps = config.steps or max(1, round(config.epochs * len(train_set) / size))
+  steps = config.steps or max(1, round(config.epochs * len(train_set) / config.batch.size))
   scalars = optimizer_scalars(config.optimizer, steps)
-
-  model, initial = policy.load(config.model, tokenizer, config.seed)
-  model = model.replace(
+  model = policy.describe(config.model, tokenizer).replace(
     dtype=None if config.dtype == 'auto' else config.dtype, remat=config.remat or None
   )
-  place_params = functools.partial(_on_mesh, mesh)
-  initial = place_params(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), initial))
   folder = open_workdir(workdir, config)  # claimed only now that data and model are sound
-  abstract = _abstract_state(optimizer, scalars, initial, config.ema > 0, mesh)
   checkpoints = Checkpoints(folder.path, keep_last=config.checkpoint.keep_last, keep_best=keep_best)
-  describe(console, config, model, initial, train_set, eval_set, mesh, steps)
+  summarise(console, config, model, train_set, eval_set, mesh, steps)
 
-  # The reference is the model that the run began with, even if its source has changed since.
-  attach: Callable[[Batch], Batch] = lambda batch: batch  # noqa: E731
-  tables: dict[str, reference.Table] = {}
-  eval_tables: dict[str, reference.Table] = {}
-  if 'ref_logps' in objective.fields:
-    ref_params = remember_reference(checkpoints, initial)
-    if config.reference == 'table':
-      build = functools.partial(reference_table, console, model, ref_params, mesh)
-      tables['ref_logps'] = build(train_set)
-      if eval_set is not None:
-        eval_tables['ref_logps'] = build(eval_set)
-    elif config.reference == 'live':
-      attach = functools.partial(jax.jit(reference.attach(model)), ref_params)
-    else:
-      raise ValueError(f"config.reference must be 'table' or 'live', got {config.reference!r}")
-
+  new_state = functools.partial(_new_state, optimizer, scalars, config.ema > 0)
+  abstract = _abstract(mesh, jax.eval_shape(new_state, model.param_shapes()))
   meta = {'data': train_set.fingerprint}
   if checkpoints.latest_step() is not None:
     state, saved = checkpoints.restore(abstract)
@@ -116,22 +94,35 @@ def train(
       )
     console.print(f'resuming after step {int(state.step)}')
   else:
-    make = jax.jit(
-      lambda params: init_state(params, optimizer.init(scalars, params), ema=config.ema > 0),
-      out_shardings=jax.tree.map(lambda x: x.sharding, abstract),
-    )
-    state = make(initial)
-  del initial
+    _, params = policy.load(config.model, tokenizer, config.seed)
+    params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, abstract.params)
+    make = jax.jit(new_state, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+    state = make(params)
+    del params
 
-  place = lambda batch: attach(jax.device_put(batch, sharding.batch_sharding(mesh)))  # noqa: E731
+  attach, tables = _references(
+    config, console, objective, model, state, abstract, mesh, checkpoints
+  )
+  groups, packing = sharding.groups(mesh), Packing(row_lengths=tuple(config.batch.row_lengths))
+  batch_sharding = sharding.batch_sharding(mesh)
+
+  def place(batch: Batch) -> Batch:
+    return attach(jax.device_put(batch, batch_sharding))
+
   batches = Batches(
-    train_set, size, config.seed, config.batch.microbatches, groups, packing, tables
+    train_set,
+    config.batch.size,
+    config.seed,
+    config.batch.microbatches,
+    groups,
+    packing,
+    tables(train_set),
   )
   evaluate = None
   if eval_set is not None:
-    eval_size = -(-min(size, len(eval_set)) // groups) * groups
-    held = Batches(eval_set, eval_size, None, 1, groups, packing, eval_tables)
-    evaluate = heldout(model, objective, held, place=place)
+    size = -(-min(config.batch.size, len(eval_set)) // groups) * groups
+    held = Batches(eval_set, size, None, 1, groups, packing, tables(eval_set))
+    evaluate = _Last(heldout(model, objective, held, place=place))
   start = int(state.step)
   writers = open_writers(
     folder,
@@ -142,7 +133,6 @@ def train(
   )
   progress = open_progress(steps, start, console=console)
   extra = ('entropy',) if config.log.entropy else ()
-  seen = _Last(evaluate)
   run = Run(
     step=jax.jit(make_step(model, optimizer, extra=extra), donate_argnums=0),
     source=Offline(batches, steps),
@@ -153,7 +143,7 @@ def train(
     checkpoints=checkpoints,
     meta=meta,
     place=place,
-    evaluate=seen if evaluate else None,
+    evaluate=evaluate,
     flops=functools.partial(train_flops, model),
     peak=peak_flops(),
     log_every=config.log.every,
@@ -164,14 +154,15 @@ def train(
   )
   try:
     state = fit(run, state)
-    if evaluate and not seen.metrics:  # the run had ended before
-      seen(state.params)
+    if evaluate and not evaluate.metrics:  # the run had ended before
+      evaluate(state.params)
   finally:
     progress.close()
     writers.close()
     checkpoints.close()
   console.print(f'trained {steps} steps; everything is in {folder.path}')
-  return Trained(model, state.params, tokenizer, state, seen.metrics)
+  metrics = evaluate.metrics if evaluate else {}
+  return Trained(model, state.params, tokenizer, state, metrics)
 
 
 def load_data(
@@ -248,18 +239,10 @@ def optimizer_scalars(c: ConfigDict, steps: int) -> dict[str, Any]:
   }
 
 
-def remember_reference(checkpoints: Checkpoints, initial: Params) -> Params:
-  """The reference's parameters: saved once, read again by whoever resumes."""
-  if checkpoints.has_reference():
-    return checkpoints.restore_reference(jax.tree.map(lambda x: x.sharding, initial))
-  checkpoints.save_reference(initial)
-  return jax.tree.map(jnp.copy, initial)
-
-
-def describe(console, config, model, params, train_set, eval_set, mesh, steps) -> None:
+def summarise(console, config, model, train_set, eval_set, mesh, steps) -> None:
   """What is about to run, in a few lines."""
-  count = sum(x.size for x in jax.tree.leaves(params))
-  report = {k: v for k, v in train_set.report.items() if isinstance(v, int)}
+  count = sum(x.size for x in jax.tree.leaves(model.param_shapes()))
+  report = ', '.join(f'{k} {v:,}' for k, v in train_set.report.items() if isinstance(v, int) and v)
   lengths = train_set.lengths.sum(1)
   axes = ' '.join(f'{axis}={size}' for axis, size in mesh.shape.items() if size > 1) or '1 device'
   held = f', {len(eval_set):,} held out' if eval_set is not None else ''
@@ -267,8 +250,7 @@ def describe(console, config, model, params, train_set, eval_set, mesh, steps) -
     f'objective  {config.objective}',
     f'model      {config.model}: {count / 1e6:,.1f} M parameters, {model.dtype.name} on {axes}',
     f'data       {config.data.train}: {train_set.kind}, {len(train_set):,} examples{held}; '
-    f'{lengths.mean():.0f} tokens an example, at most {lengths.max()}',
-    f'           {report}',
+    f'{lengths.mean():.0f} tokens an example, at most {lengths.max()} ({report})',
     f'steps      {steps} of {config.batch.size} examples',
   ):
     console.print(line, soft_wrap=True, markup=False, highlight=False)
@@ -277,26 +259,52 @@ def describe(console, config, model, params, train_set, eval_set, mesh, steps) -
 class _Last:
   """An evaluation that remembers what it found."""
 
-  def __init__(self, evaluate: Callable[[Params], dict[str, float]] | None):
+  def __init__(self, evaluate: Callable[[Params], dict[str, float]]):
     self._evaluate = evaluate
     self.metrics: dict[str, float] = {}
 
   def __call__(self, params: Params) -> dict[str, float]:
-    assert self._evaluate is not None
     self.metrics = self._evaluate(params)
     return self.metrics
 
 
-def _on_mesh(mesh: jax.sharding.Mesh, params: Params) -> Params:
-  return jax.device_put(params, sharding.params_sharding(mesh, params))
+def _new_state(optimizer: Optimizer, scalars: Scalars, ema: bool, params: Params) -> TrainState:
+  masters = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+  return init_state(masters, optimizer.init(scalars, masters), ema=ema)
 
 
-def _abstract_state(optimizer, scalars, params: Params, ema: bool, mesh) -> TrainState:
-  shapes = jax.eval_shape(lambda p: init_state(p, optimizer.init(scalars, p), ema=ema), params)
-  shardings = sharding.params_sharding(mesh, shapes)
+def _abstract(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
+  """Shapes with where each array lives."""
   return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes,
+    sharding.params_sharding(mesh, shapes),
   )
+
+
+def _references(config, console, objective, model, state, abstract, mesh, checkpoints):
+  """(what adds a live reference to a batch, data set -> its tables of a stored one).
+
+  The reference is the model that the run began with: its parameters are saved once, so whoever
+  resumes has the same, even if the folder that they came from has changed since.
+  """
+
+  def unchanged(batch: Batch) -> Batch:
+    return batch
+
+  if 'ref_logps' not in objective.fields:
+    return unchanged, lambda dataset: {}
+  if config.reference not in ('table', 'live'):
+    raise ValueError(f"config.reference must be 'table' or 'live', got {config.reference!r}")
+  if not checkpoints.has_reference():
+    if int(state.step):
+      raise ValueError(f'the run resumes at step {int(state.step)}, but its reference/ is gone')
+    checkpoints.save_reference(state.params)
+  params = checkpoints.restore_reference(jax.tree.map(lambda x: x.sharding, abstract.params))
+  if config.reference == 'live':
+    return functools.partial(jax.jit(reference.attach(model)), params), lambda dataset: {}
+  build = functools.partial(reference_table, console, model, params, mesh)
+  return unchanged, lambda dataset: {'ref_logps': build(dataset)}
 
 
 def reference_table(

@@ -177,6 +177,10 @@ class Batches:
   def _slots(self, parts: Sequence[Piece]) -> int:
     return sum(p.completion for p in parts)
 
+  def shape_of(self, step: int) -> Shape:
+    """The shape of batch `step`, without filling it."""
+    return self.shape(self._cells(self.indices(step)))
+
   def shape(self, cells: Sequence[tuple[np.ndarray, list[Piece]]]) -> Shape:
     """The first rung that holds every cell, else a shape of the batch's own."""
     scored = max(self._slots(parts) for _, parts in cells)

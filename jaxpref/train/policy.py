@@ -31,6 +31,13 @@ def load_policy(spec: str, tokenizer: str = '') -> tuple[Model, Params, Tokenize
   return *load(spec, tokens), tokens
 
 
+def describe(spec: str, tokenizer: Tokenizer) -> Model:
+  """The model called `spec`, without its parameters."""
+  model = Model(architecture(spec, tokenizer))
+  dtype = read_config(spec).dtype if is_workdir(spec) else 'auto'
+  return model if dtype == 'auto' else model.replace(dtype=dtype)
+
+
 def load(spec: str, tokenizer: Tokenizer, seed: int = 0) -> tuple[Model, Params]:
   """The model called `spec`; a preset is drawn from `seed`."""
   if spec.startswith(PRESET):
@@ -40,8 +47,7 @@ def load(spec: str, tokenizer: Tokenizer, seed: int = 0) -> tuple[Model, Params]
   checkpoints = Checkpoints(spec, read_only=True)
   params = jax.tree.map(jnp.asarray, checkpoints.restore_params())
   checkpoints.close()
-  dtype = read_config(spec).dtype
-  return Model(architecture(spec, tokenizer), None if dtype == 'auto' else dtype), params
+  return describe(spec, tokenizer), params
 
 
 def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
