@@ -70,6 +70,8 @@ def train(
   mesh = sharding.make_mesh(config.mesh.to_dict())
   optimizer = Optimizer(config.optimizer.name, tuple(config.freeze))
   keep_best = parse_keep_best(config.checkpoint.keep_best)
+  if config.reference not in ('table', 'live'):
+    raise ValueError(f"config.reference must be 'table' or 'live', got {config.reference!r}")
 
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
   train_set, eval_set = load_data(config, tokenizer)
@@ -78,6 +80,10 @@ def train(
   model = policy.describe(config.model, tokenizer).replace(
     dtype=None if config.dtype == 'auto' else config.dtype, remat=config.remat or None
   )
+  check_fits(config, model, tokenizer, train_set)
+  groups, packing = sharding.groups(mesh), Packing(row_lengths=tuple(config.batch.row_lengths))
+  micro = config.batch.microbatches
+  batches = Batches(train_set, config.batch.size, config.seed, micro, groups, packing)
   folder = open_workdir(workdir, config)  # claimed only now that data and model are sound
   checkpoints = Checkpoints(folder.path, keep_last=config.checkpoint.keep_last, keep_best=keep_best)
   summarise(console, config, model, train_set, eval_set, mesh, steps)
@@ -103,21 +109,12 @@ def train(
   attach, tables = _references(
     config, console, objective, model, state, abstract, mesh, checkpoints
   )
-  groups, packing = sharding.groups(mesh), Packing(row_lengths=tuple(config.batch.row_lengths))
   batch_sharding = sharding.batch_sharding(mesh)
 
   def place(batch: Batch) -> Batch:
     return attach(jax.device_put(batch, batch_sharding))
 
-  batches = Batches(
-    train_set,
-    config.batch.size,
-    config.seed,
-    config.batch.microbatches,
-    groups,
-    packing,
-    tables(train_set),
-  )
+  batches = dataclasses.replace(batches, tables=tables(train_set))
   evaluate = None
   if eval_set is not None:
     size = -(-min(config.batch.size, len(eval_set)) // groups) * groups
@@ -193,6 +190,24 @@ def load_data(
       f'and {len(eval_set)} to evaluate; give config.data.eval, or another fraction'
     )
   return train_set, eval_set
+
+
+def check_fits(
+  config: ConfigDict, model: Model, tokenizer: data.Tokenizer, dataset: data.Dataset
+) -> None:
+  """Raises ValueError where tokens or positions of the data are beyond what the model knows."""
+  vocabulary = model.config.vocab_size
+  if tokenizer.vocab_size > vocabulary:
+    raise ValueError(
+      f'the tokenizer has {tokenizer.vocab_size} tokens, the model {config.model} only '
+      f'{vocabulary}; give the tokenizer that belongs to the model as config.tokenizer'
+    )
+  longest = int((dataset.lengths[:, :1] + dataset.lengths[:, 1:]).max())
+  if model.config.rope is None and longest > model.config.max_positions:
+    raise ValueError(
+      f'the data holds sequences of {longest} tokens, but {config.model} has learned '
+      f'{model.config.max_positions} positions; set config.data.max_length to at most that'
+    )
 
 
 def parse_columns(text: str) -> dict[str, str]:
@@ -294,8 +309,6 @@ def _references(config, console, objective, model, state, abstract, mesh, checkp
 
   if 'ref_logps' not in objective.fields:
     return unchanged, lambda dataset: {}
-  if config.reference not in ('table', 'live'):
-    raise ValueError(f"config.reference must be 'table' or 'live', got {config.reference!r}")
   if not checkpoints.has_reference():
     if int(state.step):
       raise ValueError(f'the run resumes at step {int(state.step)}, but its reference/ is gone')

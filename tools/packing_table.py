@@ -16,7 +16,7 @@ from jaxpref.objectives import dpo
 from jaxpref.train.step import make_fields
 
 LAYOUTS = {
-  'one sequence a row': Packing(alone=True, share_prompts=False),
+  'padded': Packing(alone=True, share_prompts=False),
   'packed': Packing(share_prompts=False),
   'packed, prompts shared': Packing(),
 }

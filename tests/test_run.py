@@ -1,0 +1,89 @@
+"""`run.train`: what a config means, and mistakes found before anything is computed."""
+
+import numpy as np
+import pytest
+import rich.console
+from ml_collections import ConfigDict
+
+from jaxpref import config as configs
+from jaxpref import run
+from jaxpref.cli.configs import folder
+from jaxpref.train.writers import read_metrics
+
+QUIET = rich.console.Console(quiet=True)
+
+
+def tiny(**changes) -> ConfigDict:
+  c = configs.default()
+  c.data.train = f'jsonl:{folder() / "tiny_pairs.jsonl"}'
+  c.data.kind = 'preference'
+  c.data.eval_fraction = 0.05
+  c.data.max_length = 96
+  c.objective = 'dpo()'
+  c.batch.size = 8
+  c.batch.row_lengths = (192,)
+  c.steps = 2
+  c.optimizer.learning_rate = 1e-3
+  c.log.tensorboard = False
+  c.update_from_flattened_dict(changes)
+  return c
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'objective': 'dop()'}, "'dpo'"),
+    ({'objective': 'dpo(bta=1)'}, 'beta'),
+    ({'optimizer.name': 'adam'}, "did you mean 'adamw'"),
+    ({'optimizer.schedule': 'cos'}, 'cosine'),
+    ({'model': 'preset:tinny'}, 'tiny'),
+    ({'model': '/nowhere'}, 'no model at'),
+    ({'reference': 'none'}, "'table' or 'live'"),
+    ({'data.train': ''}, 'config.data.train is empty'),
+    ({'data.columns': 'prompt:question'}, 'prompt=question'),
+    ({'data.eval_fraction': 1.0}, 'leaves 0 examples'),
+    ({'batch.size': 9, 'batch.microbatches': 2}, 'multiple of microbatches'),
+    ({'checkpoint.keep_best': 'eval/loss'}, 'eval/loss min'),
+    ({'mesh.data': 3}, 'devices'),
+  ],
+)
+def test_mistakes_are_named_before_anything_runs(tmp_path, changes, message):
+  with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
+    run.train(tiny(**changes), tmp_path / 'w', console=QUIET)
+  assert not (tmp_path / 'w').exists()
+
+
+def test_schedules_and_scalars():
+  c = configs.default().optimizer
+  for name in ('constant', 'linear', 'cosine', 'wsd'):
+    with c.unlocked():
+      c.schedule, c.learning_rate, c.warmup, c.final, c.clip = name, 0.2, 0.1, 0.5, 0.0
+    scalars = run.optimizer_scalars(c, 100)
+    rate = scalars['learning_rate']
+    assert float(rate(0)) < 0.03 and float(rate(15)) == pytest.approx(0.2, rel=0.02)
+    end = 0.2 if name == 'constant' else 0.1
+    assert float(rate(100)) == pytest.approx(end, rel=1e-5)
+    assert scalars['clip'] == np.inf
+
+
+def test_live_reference_equals_the_table(tmp_path):
+  table = run.train(tiny(), tmp_path / 'table', console=QUIET)
+  live = run.train(tiny(reference='live'), tmp_path / 'live', console=QUIET)
+  for name, value in table.metrics.items():
+    np.testing.assert_allclose(value, live.metrics[name], rtol=1e-3, atol=1e-5, err_msg=name)
+  lines = read_metrics(tmp_path / 'table' / 'metrics.jsonl')
+  assert [line['step'] for line in lines] == [1, 2, 2]
+  assert lines[0]['loss'] == pytest.approx(np.log(2), abs=1e-5)
+  again = run.train(tiny(), tmp_path / 'table', console=QUIET)  # nothing left to do
+  assert again.metrics == table.metrics
+
+
+def test_other_data_under_the_same_config_is_refused(tmp_path):
+  source = tmp_path / 'pairs.jsonl'
+  lines = (folder() / 'tiny_pairs.jsonl').read_text().splitlines(keepends=True)
+  source.write_text(''.join(lines[:60]))
+  c = tiny(objective='sft()', **{'data.kind': 'sft', 'data.train': f'jsonl:{source}', 'steps': 1})
+  run.train(c, tmp_path / 'w', console=QUIET)
+  source.write_text(''.join(lines[:61]))
+  with pytest.raises(ValueError, match='other data'):
+    run.train(c, tmp_path / 'w', console=QUIET)
