@@ -1,12 +1,10 @@
 """Tokenizers and chat templates: round trips, special tokens, what templates may and may not do."""
 
-import datetime
 import json
 
 import pytest
 import vocabularies
 
-from jaxpref.data import chat
 from jaxpref.data.tokenizer import load_tokenizer
 
 TALK = [{'role': 'user', 'content': 'Hi'}, {'role': 'assistant', 'content': 'Yo'}]
@@ -91,45 +89,6 @@ def test_errors_say_what_was_expected(tmp_path):
   (folder / 'tokenizer_config.json').write_text('{}')
   with pytest.raises(ValueError, match='has no chat template'):
     load_tokenizer(folder).apply_chat(TALK)
-
-
-def test_templates_render_as_in_transformers():
-  template = """
-{%- for message in messages %}
-  {%- if loop.index0 > 1 %}{% break %}{% endif %}
-    {% if message.role == 'user' %}
-  U {{ message.content | tojson }}
-    {% else %}
-A {{ message.content }}{{ eos_token }}
-    {% endif %}
-{%- endfor %}"""
-  messages = [{'role': 'user', 'content': '<é>"'}, {'role': 'assistant', 'content': 'b'}] * 2
-  # Block lines leave neither their indentation nor their newline; tojson escapes no HTML.
-  assert chat.render(template, messages, special={'eos_token': '$'}) == '  U "<é>\\""\nA b$\n'
-  assert chat.render("{{ strftime_now('%Y') }}", []) == str(datetime.datetime.now().year)
-  assert chat.render('{{ missing }}', []) == ''
-
-
-def test_templates_are_sandboxed():
-  with pytest.raises(ValueError, match='refuses messages'):
-    chat.render("{{ ''.__class__.__mro__ }}", TALK)
-  with pytest.raises(ValueError, match='refuses messages'):
-    chat.render('{{ messages.append(1) }}', TALK)
-  with pytest.raises(ValueError, match=r'roles \[user, assistant\]: no system'):
-    chat.render("{{ raise_exception('no system') }}", TALK)
-
-
-def test_generation_marks_give_spans_and_leave_the_text_alone():
-  template = (
-    '{% for m in messages %}[{% if m.role == "assistant" %}'
-    '{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}]'
-    '{% endfor %}'
-  )
-  assert chat.render(template, TALK * 2) == '[Hi][Yo][Hi][Yo]'
-  assert chat.generated_spans(template, TALK * 2) == [(5, 7), (13, 15)]
-  assert chat.generated_spans('{{ messages[0].content }}', TALK) == []
-  with pytest.raises(ValueError, match='reserved'):
-    chat.generated_spans(template, [{'role': 'user', 'content': '\ufdd0'}])
 
 
 def test_byte_tokenizer_files_are_plain_hugging_face_files(tmp_path):

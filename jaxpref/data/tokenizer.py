@@ -1,7 +1,7 @@
-"""Tokenizers: Hugging Face `tokenizer.json` folders, and a built-in one whose tokens are bytes.
+"""Tokenizers: text <-> token ids, conversations -> token ids, special tokens.
 
-The byte tokenizer is a `tokenizer.json` too (256 byte symbols without merges, then pad, bos, eos),
-made in memory: one class serves both, and a saved byte tokenizer loads in `transformers`.
+Whatever they are read from (`vocabulary`), they are a `tokenizer.json` and its companions by the
+time they come here: one class serves all, and what it saves loads in `transformers`.
 """
 
 import dataclasses
@@ -13,33 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from jaxpref.data import chat
-
-_ROLES = (
-  'bos_token',
-  'eos_token',
-  'pad_token',
-  'unk_token',
-  'sep_token',
-  'cls_token',
-  'mask_token',
-)
-_FILES = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'chat_template.jinja',
-  'added_tokens.json',
-  'generation_config.json',
-)
-# Turns read `<role>content` and end in eos; the assistant's words are marked as its own.
-_BYTE_TEMPLATE = (
-  "{{ bos_token }}{% for message in messages %}{{ '<' + message.role + '>' }}"
-  "{% if message.role == 'assistant' %}"
-  '{% generation %}{{ message.content + eos_token }}{% endgeneration %}'
-  '{% else %}{{ message.content + eos_token }}{% endif %}{% endfor %}'
-  "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-)
+from jaxpref.data import chat, vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,7 +32,7 @@ class Tokenizer:
   special_ids: frozenset[int]
   adds_bos: bool  # plain text (no chat template) starts with bos
   vocab_size: int  # one more than the largest id
-  chat_template: str | None
+  templates: Mapping[str, str]  # chat templates by name: 'default', 'tool_use', ...
   fingerprint: str  # changes with anything that changes token ids
   backend: tokenizers.Tokenizer
   files: Mapping[str, bytes]
@@ -71,76 +45,118 @@ class Tokenizer:
     """The text of token ids, special tokens written out; broken UTF-8 becomes U+FFFD."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
-  def apply_chat(self, messages: Sequence[chat.Message], add_generation_prompt=False) -> str:
-    """The text of a conversation, special tokens (bos too, if the template has it) included."""
+  @property
+  def chat_template(self) -> str | None:
+    """The template of conversations without tools."""
+    return self.templates.get('default')
+
+  def render_chat(
+    self,
+    messages: Sequence[chat.Message],
+    add_generation_prompt: bool = False,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    documents: Sequence[Mapping[str, Any]] | None = None,
+    **variables: Any,
+  ) -> chat.Rendering:
+    """The text of a conversation and the spans that its template marks as the assistant's words.
+
+    Special tokens (bos too, if the template has it) are written out in the text. With tools the
+    template called 'tool_use' is taken where there is one. `variables` are what else the template
+    knows, such as `enable_thinking=False`; see `chat.render`.
+    """
+    name = 'tool_use' if tools is not None and 'tool_use' in self.templates else 'default'
+    if name not in self.templates:
+      others = f' called default, only {sorted(self.templates)}' if self.templates else ''
+      raise ValueError(
+        f'tokenizer {self.name!r} has no chat template{others}, so it cannot read messages; give '
+        "it a 'chat_template' in tokenizer_config.json (or chat_template.jinja), or use plain "
+        'strings'
+      )
     return chat.render(
-      self._template(),
+      self.templates[name],
       messages,
+      tools=tools,
+      documents=documents,
       add_generation_prompt=add_generation_prompt,
-      special=self.special,
+      variables={**self.special, **variables},
     )
 
-  def generated_spans(self, messages: Sequence[chat.Message]) -> list[tuple[int, int]]:
+  def apply_chat(
+    self, messages: Sequence[chat.Message], add_generation_prompt: bool = False, **options: Any
+  ) -> str:
+    """The text of a conversation; options as in `render_chat`."""
+    return self.render_chat(messages, add_generation_prompt, **options).text
+
+  def encode_chat(
+    self, messages: Sequence[chat.Message], add_generation_prompt: bool = False, **options: Any
+  ) -> tuple[list[int], list[bool] | None]:
+    """Token ids of a conversation, and which of them its template marks as the assistant's words.
+
+    A token that reaches into a marked span belongs to it. None where the template marks nothing.
+    """
+    text, spans = self.render_chat(messages, add_generation_prompt, **options)
+    encoding = self.backend.encode(text, add_special_tokens=False)
+    if not spans:
+      return encoding.ids, None
+    marked = [any(a < end and start < b for start, end in spans) for a, b in encoding.offsets]
+    return encoding.ids, marked
+
+  def generated_spans(self, messages: Sequence[chat.Message], **options) -> list[tuple[int, int]]:
     """Character spans of `apply_chat(messages)` that the template marks as the assistant's."""
-    return chat.generated_spans(self._template(), messages, self.special)
+    return list(self.render_chat(messages, **options).spans)
 
   def save(self, folder) -> None:
-    """Writes the files that this tokenizer was read from; `load_tokenizer(folder)` equals it."""
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes a Hugging Face folder; `load_tokenizer(folder)` equals this tokenizer."""
     for name, content in self.files.items():
-      (folder / name).write_bytes(content)
-
-  def _template(self) -> str:
-    if self.chat_template is None:
-      raise ValueError(
-        f'tokenizer {self.name!r} has no chat template, so it cannot read messages; give it a '
-        "'chat_template' in tokenizer_config.json (or chat_template.jinja), or use plain strings"
-      )
-    return self.chat_template
+      path = pathlib.Path(folder) / name
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_bytes(content)
 
 
 def load_tokenizer(source) -> Tokenizer:
-  """`'byte'`, a folder with `tokenizer.json`, or the path of a `tokenizer.json`."""
-  if str(source) == 'byte':
-    return _make('byte', _byte_files())
-  path = pathlib.Path(source).expanduser()
-  folder = path.parent if path.name == 'tokenizer.json' else path
-  if not (folder / 'tokenizer.json').is_file():
-    there = sorted(p.name for p in folder.iterdir())[:10] if folder.is_dir() else 'no such folder'
-    raise FileNotFoundError(
-      f"no tokenizer.json in {folder} ({there}); expected 'byte' or a folder that holds one"
-    )
-  files = {n: (folder / n).read_bytes() for n in _FILES if (folder / n).is_file()}
-  return _make(str(source), files)
+  """`'byte'`, a folder, or the path of a file; `vocabulary` says which kinds there are."""
+  return _make(str(source), vocabulary.read(source))
 
 
 def _make(name: str, files: Mapping[str, bytes]) -> Tokenizer:
-  backend = tokenizers.Tokenizer.from_str(files['tokenizer.json'].decode())
+  try:
+    backend = tokenizers.Tokenizer.from_str(files['tokenizer.json'].decode())
+  except Exception as error:  # the library raises bare ones
+    raise ValueError(f'tokenizer {name!r}: cannot read its tokenizer.json: {error}') from error
   backend.no_truncation()  # a length limit left in the file would cut examples silently
   backend.no_padding()
-  config = _json(name, files, 'tokenizer_config.json')
-  special = _special_tokens(config, _json(name, files, 'special_tokens_map.json'))
-  added = backend.get_added_tokens_decoder()
-  special_ids = frozenset(i for i, token in added.items() if token.special)
+  added = vocabulary.add_tokens(name, backend, files)
+  config = vocabulary.read_json(name, files, 'tokenizer_config.json')
+  generation = vocabulary.read_json(name, files, 'generation_config.json')
+  special = vocabulary.special_tokens(
+    config, vocabulary.read_json(name, files, 'special_tokens_map.json')
+  )
+  special_ids = frozenset(
+    i for i, token in backend.get_added_tokens_decoder().items() if token.special
+  )
   ids = {role: backend.token_to_id(text) for role, text in special.items()}
   for role, text in special.items():
     if ids[role] is None:
-      raise ValueError(f'tokenizer {name!r}: {role} {text!r} is not in its vocabulary')
+      raise ValueError(
+        f'tokenizer {name!r}: {role} {text!r} is not in its vocabulary; give it an id that the '
+        'model knows, in added_tokens.json, or take the role out of tokenizer_config.json'
+      )
   bos_id = ids.get('bos_token')
-  generation_eos = _as_list(_json(name, files, 'generation_config.json').get('eos_token_id'))
+  generation_eos = _as_list(generation.get('eos_token_id'))
   eos_id = ids.get('eos_token', generation_eos[0] if generation_eos else None)
   if eos_id is not None and 'eos_token' not in special:
     if (eos := backend.id_to_token(eos_id)) is None:
       raise ValueError(f'tokenizer {name!r}: generation_config.json names no token: {eos_id}')
     special['eos_token'] = eos
-  template = _chat_template(config, files)
+  templates = _templates(config, files)
+  template = templates.get('default')
   turn_end = None if template is None else _end_of_turn(template, special, backend, special_ids)
   stops = [i for i in (eos_id, *generation_eos, turn_end) if i is not None]
   adds_bos = config.get('add_bos_token')
   if not isinstance(adds_bos, bool):
     adds_bos = backend.encode('a').ids[:1] == [bos_id]
-  identity = json.dumps([template, special, stops, adds_bos], sort_keys=True).encode()
+  identity = json.dumps([templates, special, stops, adds_bos, added], sort_keys=True).encode()
   return Tokenizer(
     name=name,
     special=special,
@@ -151,40 +167,27 @@ def _make(name: str, files: Mapping[str, bytes]) -> Tokenizer:
     special_ids=special_ids,
     adds_bos=adds_bos and bos_id is not None,
     vocab_size=max(backend.get_vocab(with_added_tokens=True).values()) + 1,
-    chat_template=template,
+    templates=templates,
     fingerprint=hashlib.sha256(files['tokenizer.json'] + b'\0' + identity).hexdigest(),
     backend=backend,
     files=files,
   )
 
 
-def _json(name: str, files: Mapping[str, bytes], file: str) -> dict[str, Any]:
-  try:
-    return json.loads(files.get(file, b'{}'))
-  except ValueError as error:
-    raise ValueError(f'tokenizer {name!r}: {file} is not JSON: {error}') from error
-
-
-def _special_tokens(*configs: Mapping[str, Any]) -> dict[str, str]:
-  """Role -> text, from the first config that has it; values are strings or {'content': ...}."""
-  special: dict[str, str] = {}
-  for role in _ROLES:
-    for config in configs:
-      value = config.get(role)
-      value = value.get('content') if isinstance(value, dict) else value
-      if isinstance(value, str) and value:
-        special.setdefault(role, value)
-  return special
-
-
-def _chat_template(config: Mapping[str, Any], files: Mapping[str, bytes]) -> str | None:
+def _templates(config: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, str]:
+  """Chat templates by name; where there are files of them, tokenizer_config.json has no say."""
+  folder = f'{vocabulary.TEMPLATES}/'
+  written = {
+    file.removeprefix(folder).removesuffix('.jinja'): content.decode()
+    for file, content in files.items()
+    if file.startswith(folder)
+  }
   if 'chat_template.jinja' in files:
-    return files['chat_template.jinja'].decode()
+    written['default'] = files['chat_template.jinja'].decode()
   template = config.get('chat_template')
   if isinstance(template, list):  # several named templates
-    named = {entry['name']: entry['template'] for entry in template}
-    template = named.get('default')
-  return template
+    return written or {entry['name']: entry['template'] for entry in template}
+  return written or ({'default': template} if isinstance(template, str) else {})
 
 
 def _end_of_turn(template, special, backend, special_ids) -> int | None:
@@ -192,7 +195,7 @@ def _end_of_turn(template, special, backend, special_ids) -> int | None:
   probe = 'jaxpref probe'
   messages = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': probe}]
   try:
-    text = chat.render(template, messages, special=special)
+    text = chat.render(template, messages, variables=special).text
   except ValueError:  # a template for some other shape of conversation
     return None
   _, found, tail = text.rpartition(probe)
@@ -202,33 +205,3 @@ def _end_of_turn(template, special, backend, special_ids) -> int | None:
 
 def _as_list(value) -> list:
   return list(value) if isinstance(value, list) else [value] if value is not None else []
-
-
-def _byte_files() -> dict[str, bytes]:
-  # The byte-level alphabet gives each byte a printable character, in this order of bytes.
-  printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  others = [byte for byte in range(256) if byte not in printable]
-  symbol = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
-  backend = tokenizers.Tokenizer(
-    tokenizers.models.BPE(vocab={symbol[b]: b for b in range(256)}, merges=[])
-  )
-  backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
-    add_prefix_space=False, use_regex=False
-  )
-  backend.decoder = tokenizers.decoders.ByteLevel()
-  special = {'pad_token': '<|pad|>', 'bos_token': '<|bos|>', 'eos_token': '<|eos|>'}
-  backend.add_special_tokens(list(special.values()))
-  bos = special['bos_token']
-  backend.post_processor = tokenizers.processors.TemplateProcessing(
-    single=f'{bos} $A', special_tokens=[(bos, backend.token_to_id(bos))]
-  )
-  config = {
-    'tokenizer_class': 'PreTrainedTokenizerFast',
-    'clean_up_tokenization_spaces': False,
-    'chat_template': _BYTE_TEMPLATE,
-    **special,
-  }
-  return {
-    'tokenizer.json': backend.to_str().encode(),
-    'tokenizer_config.json': json.dumps(config, indent=2).encode(),
-  }
