@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from jaxpref.data import cache, dataset
+from jaxpref.data import cache, loading
 from jaxpref.data.tokenizer import load_tokenizer
 
 BYTE = load_tokenizer('byte')
@@ -20,7 +20,7 @@ def write_pairs(path, count=20, word='good'):
 
 
 def load(path, folder, **options):
-  return dataset.load(f'jsonl:{path}', BYTE, cache_dir=folder, **options)
+  return loading.load(f'jsonl:{path}', BYTE, cache_dir=folder, **options)
 
 
 def same(a, b):
@@ -39,9 +39,9 @@ def same(a, b):
 def tokenised(monkeypatch):
   """Counts how often a source is tokenised."""
   calls = []
-  tokenise = dataset._tokenise
+  tokenise = loading._tokenise
   monkeypatch.setattr(
-    dataset, '_tokenise', lambda *args, **kwargs: calls.append(1) or tokenise(*args, **kwargs)
+    loading, '_tokenise', lambda *args, **kwargs: calls.append(1) or tokenise(*args, **kwargs)
   )
   return calls
 

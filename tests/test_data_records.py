@@ -2,8 +2,10 @@
 
 import pytest
 
-from jaxpref.data.records import KINDS, check_columns, infer_kind, read_record, rename
-from jaxpref.data.sources import DataError
+from jaxpref.data import columns as renames
+from jaxpref.data.conversations import canonical
+from jaxpref.data.files import DataError
+from jaxpref.data.records import KINDS, Record, infer_kind, read_record
 
 WHERE = 'pairs.jsonl:7'
 
@@ -17,6 +19,7 @@ def assistant(content):
 
 
 def read(value):
+  value = canonical(WHERE, value)
   return read_record(WHERE, value, infer_kind(WHERE, value, tuple(KINDS)))
 
 
@@ -100,14 +103,15 @@ def read(value):
   ],
 )
 def test_formats(value, prompt, completions):
-  assert read(value) == (prompt, completions, {})
+  assert read(value) == Record(prompt, completions, {})
 
 
 def test_labels_and_weights_are_numbers():
   talk = [user('Hi'), assistant('a'), user('b'), assistant('c')]
   assert read({'prompt': 'Q', 'completion': 'A', 'label': True}).extras == {'label': 1.0}
   assert read({'prompt': 'Q', 'completion': 'A', 'label': 0}).extras == {'label': -1.0}
-  assert read({'messages': talk, 'label': False}) == (talk[:3], (talk[3:],), {'label': -1.0})
+  labelled = read({'messages': talk, 'label': False})
+  assert labelled == Record(talk[:3], (talk[3:],), {'label': -1.0})
   assert read({'text': 'a', 'weight': 2}).extras == {'weight': 2.0}
 
 
@@ -124,8 +128,8 @@ def test_labels_and_weights_are_numbers():
       r"prompt\[0\] should have a string 'role' and 'content', got dict",
     ),
     (
-      {'prompt': 'p', 'chosen': {'from': 'gpt', 'value': 'a'}, 'rejected': 'b'},
-      "'chosen' should be .* this looks like ShareGPT, which is not read",
+      {'prompt': 'p', 'chosen': {'from': 'robot', 'value': 'a'}, 'rejected': 'b'},
+      r"chosen\[0\]: 'from' should be one of human, user, gpt.*got 'robot'",
     ),
     ({'messages': [user(None)]}, r"messages\[0\]: 'content' should be a string, got NoneType"),
     ({'messages': [user('a')]}, r"no 'assistant' turn to learn from, roles are \['user'\]"),
@@ -159,8 +163,8 @@ def test_every_record_has_the_kind_of_the_first():
 def test_columns_rename():
   value = {'question': 'Q', 'prompt': 'other', 'good': 'a', 'bad': 'b'}
   columns = {'prompt': 'question', 'chosen': 'good', 'rejected': 'bad'}
-  assert read(rename(WHERE, value, check_columns(columns))).prompt == 'Q'
+  assert read(renames.rename(WHERE, value, renames.check(columns))).prompt == 'Q'
   with pytest.raises(DataError, match=r"no key 'questoin' \(columns: 'prompt'\); it has"):
-    rename(WHERE, value, {'prompt': 'questoin'})
+    renames.rename(WHERE, value, {'prompt': 'questoin'})
   with pytest.raises(DataError, match=r"unknown name 'choosen'.*did you mean 'chosen'"):
-    check_columns({'choosen': 'good'})
+    renames.check({'choosen': 'good'})

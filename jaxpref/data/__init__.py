@@ -1,8 +1,10 @@
 """Data: sources -> records -> examples -> token cache -> data sets (-> packing -> batches)."""
 
-from jaxpref.data.dataset import Dataset, from_examples, load
+from jaxpref.data.dataset import Dataset, from_examples
 from jaxpref.data.examples import Example, prompt_tokens
-from jaxpref.data.sources import DataError, open_source
+from jaxpref.data.files import DataError
+from jaxpref.data.loading import load
+from jaxpref.data.sources import open_source
 from jaxpref.data.tokenizer import Tokenizer, load_tokenizer
 
 __all__ = [

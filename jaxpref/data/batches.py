@@ -124,8 +124,10 @@ class Batches:
     return {}
 
   @cached_property
-  def _extras(self) -> tuple[str, ...]:
-    return tuple(self.dataset[0].extras)
+  def _extras(self) -> dict[str, int]:
+    """Names of the examples' extras, and how many of the axes B, K, T each has."""
+    extras = self.dataset[0].extras.items()
+    return {name: 3 if isinstance(value, tuple) else 1 + np.ndim(value) for name, value in extras}
 
   @cached_property
   def completion(self) -> int:
@@ -219,18 +221,27 @@ class Batches:
     return jax.tree.map(lambda *xs: np.stack(xs).reshape(*lead, *xs[0].shape), *filled)
 
   def _attach(self, cell: Batch, examples: Sequence[Any], ids: Sequence[int]) -> None:
-    """Adds tables [B, K, T] and the examples' own extras [B] to the cell's fields."""
-    mask = cell.fields['mask']
+    """Adds tables [B, K, T] and the examples' extras [B], [B, K] or [B, K, T] to the fields."""
+    shape = cell.fields['mask'].shape
     for name, table in self.tables.items():
-      out = np.zeros(mask.shape, np.float32)
-      for b, i in enumerate(ids):
-        for k, values in enumerate(table[i]):
-          out[b, k, : len(values)] = values
-      cell.fields[name] = out
-    for name in self._extras:
-      out = np.zeros(mask.shape[0], np.float32)
-      out[: len(examples)] = [example.extras[name] for example in examples]
-      cell.fields[name] = out
+      cell.fields[name] = _field([table[i] for i in ids], shape)
+    for name, rank in self._extras.items():
+      values = [example.extras[name] for example in examples]
+      cell.fields[name] = _field(values, shape[:rank])
+
+
+def _field(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
+  """float32 [B], [B, K] or [B, K, T] of numbers, arrays [K] or K arrays [C_k]; 0 beyond them."""
+  out = np.zeros(shape, np.float32)
+  for b, value in enumerate(values):
+    if len(shape) == 1:
+      out[b] = value
+    elif len(shape) == 2:
+      out[b, : len(value)] = value
+    else:
+      for k, numbers in enumerate(value):
+        out[b, k, : len(numbers)] = numbers
+  return out
 
 
 class _Steps:

@@ -10,7 +10,9 @@ and both go on with a whole cache. Every file's checksum is kept, and a cache th
   scored.bin   bool  [S]       True on scored completion tokens
   lengths.bin  int32 [n, 1+K]  tokens of the prompt and of each candidate (0: no such candidate)
   prompts.bin  uint64 [n]      hash of the prompt as the record gave it, before any truncation
-  extras.bin   float32 [n, X]  the columns named in meta.json
+  extras.bin   float32 [n, X]  numbers of an example; meta.json has the names
+  of_candidates.bin float32 [n, K, Y]  numbers of each candidate
+  of_tokens.bin     float32 [S, Z]     numbers of each token, 0 on prompts
   origins.bin  bytes [n]       where each example came from
   meta.json                    kind, report, names, and shape, dtype and checksum of every array
 """
@@ -23,14 +25,14 @@ import pathlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxpref.data.examples import Example
 
-FORMAT = 1  # raise it when the same inputs would give other tokens or another layout
+FORMAT = 2  # raise it when the same inputs would give other tokens or another layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,10 +44,13 @@ class Arrays:
   lengths: np.ndarray
   prompts: np.ndarray
   extras: np.ndarray
+  of_candidates: np.ndarray
+  of_tokens: np.ndarray
   origins: np.ndarray
-  meta: Mapping[str, Any]  # 'extras': names, and what the builder added
+  meta: Mapping[str, Any]  # names of the last axis of the three, and what the builder added
 
 
+EXTRAS = ('extras', 'of_candidates', 'of_tokens')
 _NAMES = tuple(field.name for field in dataclasses.fields(Arrays) if field.name != 'meta')
 
 
@@ -64,23 +69,59 @@ def collect(examples: Iterable[tuple[str, int, Example]], meta: Mapping[str, Any
   """Flat arrays of (origin, prompt hash, example); every example has the same extras."""
   rows = list(examples)
   width = max((len(example.candidates) for _, _, example in rows), default=0)
-  names = sorted(rows[0][2].extras) if rows else []
+  names: dict[str, list[str]] = {group: [] for group in EXTRAS}
+  for name, value in sorted(rows[0][2].extras.items()) if rows else ():
+    names[EXTRAS[group_of(value)]].append(name)
   lengths = np.zeros((len(rows), 1 + width), np.int32)
+  of_candidates = np.zeros((len(rows), width, len(names['of_candidates'])), np.float32)
   tokens, scored = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
-  for row, (_, _, example) in zip(lengths, rows, strict=True):
-    row[: 1 + len(example.candidates)] = [len(example.prompt), *map(len, example.candidates)]
+  of_tokens = [np.zeros((0, len(names['of_tokens'])), np.float32)]
+  for row, (_, _, example) in enumerate(rows):
+    count = len(example.candidates)
+    lengths[row, : 1 + count] = [len(example.prompt), *map(len, example.candidates)]
     tokens += [example.prompt, *example.candidates]
     scored += [np.zeros(len(example.prompt), bool), *example.scored]
-  extras = [[example.extras[name] for name in names] for _, _, example in rows]
+    for y, name in enumerate(names['of_candidates']):
+      of_candidates[row, :count, y] = example.extras[name]
+    if names['of_tokens']:
+      columns = [np.concatenate(example.extras[name]) for name in names['of_tokens']]
+      of_tokens += [np.zeros((len(example.prompt), len(columns))), np.stack(columns, 1)]
+  extras = [[example.extras[name] for name in names['extras']] for _, _, example in rows]
+  total = int(lengths.sum(dtype=np.int64))
   return Arrays(
     tokens=np.concatenate(tokens).astype(np.int32),
     scored=np.concatenate(scored).astype(bool),
     lengths=lengths,
     prompts=np.array([prompt for _, prompt, _ in rows], np.uint64),
-    extras=np.array(extras, np.float32).reshape(len(rows), len(names)),
+    extras=np.array(extras, np.float32).reshape(len(rows), len(names['extras'])),
+    of_candidates=of_candidates,
+    of_tokens=np.concatenate(of_tokens).astype(np.float32)
+    if names['of_tokens']
+    else np.zeros((total, 0), np.float32),
     origins=np.array([origin.encode() for origin, _, _ in rows], np.bytes_),
-    meta={**meta, 'extras': names},
+    meta={**meta, **names},
   )
+
+
+def group_of(extra: Any) -> int:
+  """0: a number of the example, 1: an array over its candidates, 2: arrays over their tokens."""
+  return 2 if isinstance(extra, tuple) else int(isinstance(extra, np.ndarray) and extra.ndim == 1)
+
+
+def concatenate(parts: Sequence[Arrays], meta: Mapping[str, Any]) -> Arrays:
+  """Several caches laid end to end; they have extras of the same names."""
+  width = max(part.lengths.shape[1] for part in parts)
+
+  def widened(array: np.ndarray, missing: int) -> np.ndarray:
+    return np.pad(array, [(0, 0), (0, missing), (0, 0)][: array.ndim])
+
+  joined = {name: [getattr(part, name) for part in parts] for name in _NAMES}
+  missing = [width - part.lengths.shape[1] for part in parts]
+  for name in ('lengths', 'of_candidates'):
+    joined[name] = [widened(a, m) for a, m in zip(joined[name], missing, strict=True)]
+  names = {group: parts[0].meta[group] for group in EXTRAS}
+  arrays = {name: np.concatenate(found) for name, found in joined.items()}
+  return Arrays(**arrays, meta={**meta, **names})
 
 
 def read(folder: pathlib.Path) -> Arrays | None:

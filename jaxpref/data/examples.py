@@ -11,15 +11,18 @@ and of every prompt + completion) is the prompt, and everything after it is scor
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxpref.data.records import ASSISTANT, HUMAN, Record, Text
+from jaxpref.data.conversations import ASSISTANT, HUMAN, Text
+from jaxpref.data.records import Record
 from jaxpref.data.tokenizer import Tokenizer
 
 Span = tuple[int, int]
+# A number of the example [], of each candidate [K], or of each token: K arrays [C_k].
+Extra = float | np.ndarray | tuple[np.ndarray, ...]
 TRUNCATE = ('prompt_left', 'end', 'drop')
 
 
@@ -33,20 +36,23 @@ class Example(NamedTuple):
   prompt: np.ndarray  # int32 [P]
   candidates: tuple[np.ndarray, ...]  # K of int32 [C_k]
   scored: tuple[np.ndarray, ...]  # K of bool [C_k]
-  extras: dict[str, float]  # 'label' (1, -1), 'weight'
+  extras: dict[str, Extra]  # see `records`
 
 
-def prompt_tokens(prompt: Text, tokenizer: Tokenizer) -> list[int]:
+def prompt_tokens(
+  prompt: Text, tokenizer: Tokenizer, tools: Sequence[Mapping] | None = None
+) -> list[int]:
   """Tokens of a prompt, string or messages, as training and sampling both see them.
 
-  Messages go through the chat template up to where the assistant begins. A string gets a bos
-  where the tokenizer's own habit adds one, and an empty one wherever there is a bos at all.
+  Messages (and `tools`) go through the chat template up to where the assistant begins. A string
+  gets a bos where the tokenizer's own habit adds one, an empty one wherever there is a bos at all.
   """
   if isinstance(prompt, str):
     return _with_bos(tokenizer.encode(prompt), tokenizer, always=not prompt)
   if not prompt:
     return []
-  return tokenizer.encode(tokenizer.apply_chat(prompt, add_generation_prompt=True))
+  text = tokenizer.apply_chat(prompt, add_generation_prompt=True, **_template_options(tools))
+  return tokenizer.encode(text)
 
 
 def make_example(record: Record, tokenizer: Tokenizer, report: Counter) -> Example:
@@ -54,10 +60,10 @@ def make_example(record: Record, tokenizer: Tokenizer, report: Counter) -> Examp
 
   Raises ValueError where the chat template refuses the messages or nothing would be scored.
   """
-  prompt = prompt_tokens(record.prompt, tokenizer)
-  whole = [_read(record.prompt, completion, tokenizer) for completion in record.completions]
+  prompt = prompt_tokens(record.prompt, tokenizer, record.tools)
+  whole = [_read(record, completion, tokenizer) for completion in record.completions]
   begins = [_common_prefix(prompt, tokens) for tokens, _ in whole]
-  border = min(begins)
+  border = min(begins, default=len(prompt))
   report['boundary_merges'] += border < len(prompt)
   candidates, scored = [], []
   for begin, (tokens, spans) in zip(begins, whole, strict=True):
@@ -70,9 +76,40 @@ def make_example(record: Record, tokenizer: Tokenizer, report: Counter) -> Examp
       raise ValueError('nothing to score: the completion has no token that another one precedes')
     candidates.append(np.asarray(tokens[border:], np.int32))
     scored.append(mask[border:])
-  return Example(
-    np.asarray(prompt[:border], np.int32), tuple(candidates), tuple(scored), record.extras
-  )
+  extras: dict[str, Extra] = {
+    name: np.asarray(value, np.float32) if isinstance(value, tuple) else value
+    for name, value in record.extras.items()
+  }
+  if record.steps:
+    tokens, _ = whole[0]
+    extras |= _step_fields(record, tokens, border, tokenizer)
+  return Example(np.asarray(prompt[:border], np.int32), tuple(candidates), tuple(scored), extras)
+
+
+def _step_fields(record: Record, tokens, border: int, tokenizer: Tokenizer) -> dict[str, Extra]:
+  """'step_ends' and 'step_labels' of a stepwise record's one candidate.
+
+  A step ends with the last token that lies wholly within it.
+  """
+  (completion,) = record.completions
+  plain = isinstance(record.prompt, str)
+  if plain:
+    text, start = record.prompt + completion, len(record.prompt)
+  else:
+    text = tokenizer.apply_chat([*record.prompt, *completion], **_template_options(record.tools))
+    steps = completion[0]['content']
+    start = text.rfind(steps.strip())  # some templates strip what they are given
+    if start < 0:
+      raise ValueError('the chat template rewrites the steps, so their ends cannot be found')
+    start -= len(steps) - len(steps.lstrip())
+  found, labels = np.zeros(len(tokens), np.float32), np.zeros(len(tokens), np.float32)
+  for end, label in record.steps:
+    part = tokenizer.encode(text[: start + end])
+    if plain:
+      part = _with_bos(part, tokenizer, always=not record.prompt)
+    last = max(_common_prefix(part, tokens) - 1, border)
+    found[last], labels[last] = 1, label
+  return {'step_ends': (found[border:],), 'step_labels': (labels[border:],)}
 
 
 def truncate(
@@ -85,7 +122,7 @@ def truncate(
   an example whose candidates no longer differ, or that has nothing scored, is dropped too.
   """
   prompt = example.prompt
-  longest = max(len(c) for c in example.candidates)
+  longest = max((len(c) for c in example.candidates), default=0)
   if len(prompt) + longest <= max_length:
     return example
   if how == 'drop':
@@ -106,17 +143,26 @@ def truncate(
   if _all_equal(candidates) and not _all_equal(example.candidates):
     report['dropped_same'] += 1
     return None
-  return Example(prompt, candidates, scored, example.extras)
+  extras = {
+    name: tuple(v[:room] for v in value) if isinstance(value, tuple) else value
+    for name, value in example.extras.items()
+  }
+  return Example(prompt, candidates, scored, extras)
 
 
-def _read(prompt: Text, completion: Text, tokenizer: Tokenizer) -> tuple[list[int], list[Span]]:
+def _template_options(tools: Sequence[Mapping] | None) -> dict[str, Sequence[Mapping]]:
+  return {'tools': tools} if tools else {}
+
+
+def _read(record: Record, completion: Text, tokenizer: Tokenizer) -> tuple[list[int], list[Span]]:
   """The tokens of prompt + completion, and the spans [start, end) of tokens that the policy wrote.
 
   A span that starts at or before the prompt's end is meant to start at the border.
   """
+  prompt = record.prompt
   if isinstance(prompt, str) and isinstance(completion, str):
     return _read_text(prompt, completion, tokenizer)
-  return _read_chat([*prompt, *completion], len(prompt), tokenizer)
+  return _read_chat([*prompt, *completion], len(prompt), tokenizer, record.tools)
 
 
 def _read_text(prompt: str, completion: str, tokenizer: Tokenizer):
@@ -138,8 +184,9 @@ def _read_text(prompt: str, completion: str, tokenizer: Tokenizer):
   return tokens, [*spans, (start, len(tokens))]
 
 
-def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer):
-  text = tokenizer.apply_chat(messages)
+def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer, tools):
+  options = _template_options(tools)
+  text = tokenizer.apply_chat(messages, **options)
   tokens = tokenizer.encode(text)
   stops = [i for i, token in enumerate(tokens) if token in tokenizer.stop_ids]
   if stops and not tokenizer.decode(tokens[stops[-1] + 1 :]).strip():
@@ -148,7 +195,7 @@ def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer):
   elif tokenizer.eos_id is not None:  # a template that never ends a turn
     tokens.append(tokenizer.eos_id)
     stops.append(len(tokens) - 1)
-  if marked := tokenizer.generated_spans(messages):
+  if marked := tokenizer.generated_spans(messages, **options):
 
     def index(characters: int) -> int:
       return _common_prefix(tokenizer.encode(text[:characters]), tokens)
@@ -157,7 +204,7 @@ def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer):
   spans = []
   for number in range(prompt, len(messages)):
     if messages[number]['role'] == 'assistant':
-      before = prompt_tokens(messages[:number], tokenizer)
+      before = prompt_tokens(messages[:number], tokenizer, tools)
       start = _common_prefix(before, tokens)
       if any(token in tokenizer.stop_ids for token in before[start:]):
         raise ValueError(

@@ -1,36 +1,59 @@
 """Records: what a data source may hold, brought to one form, `Record(prompt, completions, extras)`.
 
-  preference   chosen, rejected, and prompt unless it is what both begin with
-               (strings; message lists; HH-RLHF transcripts)
-  completion   prompt, completion
+  preference   chosen, rejected, and prompt unless it is what both begin with (strings; message
+               lists; HH-RLHF transcripts); maybe preference, the probability in [0, 1] that chosen
+               is the better one, and score_chosen, score_rejected
+  comparison   prompt, first, second, verdict: 1 or 'a' says first, 2 or 'b' second; between them,
+               P(second) = verdict - 1; 0, 1.5 or 'tie' a tie; a list holds several judges' verdicts
+  ranked       prompt, completions, best first or as one of these says: scores (higher is better),
+               ranks (1 is best), verdicts on the pairs (1,2) (1,3) ... (2,3) ...
+  stepwise     prompt, completions, labels: the steps of one solution, each right or wrong
   unpaired     prompt, completion, label (true: desirable), or
                messages, label           the label is on the last turn
-  text         text                      all of it is scored
+  completion   prompt, completion
   messages     messages                  the assistant's turns are scored
+  text         text                      all of it is scored
+  prompt       prompt                    for sampling; inferred only where there is nothing else
 
-Every record of a source has the same kind. `columns` says which key of the source stands for which
-of these names: {'prompt': 'question', 'weight': 'label_confidence'}.
+A prompt and completions are strings or messages; tools (JSON schemas) go to the chat template;
+weight and margin may stand in any record. What ShareGPT and Alpaca call these, see
+`conversations.canonical`. Every record of a source has the same kind.
+
+The extras, numbers that become fields of a batch:
+  label [B]              1 or -1
+  weight [B]
+  preference [B]         within [0.5, 1], of candidate 0 over 1: a record whose second is the
+                         likelier one is turned round
+  margin [B]             from the scores where there are two and no margin is given
+  scores [B, K]          best first; ranks r become max(r) - r, verdicts the pairs won, ties half
+  step_ends, step_labels [B, K, T]: 1 at the last token of each labelled step, and its label there
 """
 
 import difflib
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxpref.data import prompts, values
 from jaxpref.data.chat import Message
-from jaxpref.data.sources import DataError
+from jaxpref.data.conversations import Text, check_messages, check_text, described
+from jaxpref.data.files import DataError
 
 KINDS = {
   'preference': ('chosen', 'rejected'),
+  'comparison': ('prompt', 'first', 'second', 'verdict'),
+  'stepwise': ('prompt', 'completions', 'labels'),
+  'ranked': ('prompt', 'completions'),
   'unpaired': ('prompt', 'completion', 'label'),
   'unpaired messages': ('messages', 'label'),
   'completion': ('prompt', 'completion'),
   'messages': ('messages',),
   'text': ('text',),
+  'prompt': ('prompt',),
 }
-HUMAN, ASSISTANT = '\n\nHuman:', '\n\nAssistant:'  # how HH-RLHF transcripts mark turns
-_NAMES = ('prompt', 'chosen', 'rejected', 'completion', 'label', 'messages', 'text', 'weight')
+STEP = '\n'  # written after a step that ends without white space
 
-Text = str | list[Message]
+Extras = dict[str, float | tuple[float, ...]]
 
 
 class Record(NamedTuple):
@@ -41,32 +64,16 @@ class Record(NamedTuple):
 
   prompt: Text
   completions: tuple[Text, ...]
-  extras: dict[str, float]
-
-
-def check_columns(columns: Mapping[str, str] | None) -> dict[str, str]:
-  """`columns` as a dict; raises DataError where a name is none of jaxpref's."""
-  for name in columns or {}:
-    if name not in _NAMES:
-      near = difflib.get_close_matches(name, _NAMES, 1)
-      hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise DataError(f'columns: unknown name {name!r}; known: {", ".join(_NAMES)}{hint}')
-  return dict(columns or {})
-
-
-def rename(origin: str, value: Mapping[str, Any], columns: Mapping[str, str]) -> dict[str, Any]:
-  """The record with its keys as jaxpref calls them."""
-  for name, key in columns.items():
-    if key not in value:
-      raise DataError(f'{origin}: no key {key!r} (columns: {name!r}); it has {sorted(value)}')
-  kept = {key: item for key, item in value.items() if key not in columns.values()}
-  return kept | {name: value[key] for name, key in columns.items()}
+  extras: Extras  # a tuple holds one number a completion
+  steps: tuple[tuple[int, float], ...] = ()  # (end in the completion's text, label)
+  tools: list | None = None
 
 
 def infer_kind(origin: str, value: Mapping[str, Any], among: Sequence[str]) -> str:
-  """The first kind among these whose keys a record has."""
+  """The first kind among these whose keys a canonical record has."""
   for kind in among:
-    if all(key in value for key in KINDS[kind]):
+    alone = among[0] == 'prompt' or not value.keys() - {'prompt', 'tools', 'weight'}
+    if all(key in value for key in KINDS[kind]) and (kind != 'prompt' or alone):
       return kind
   kinds = '; '.join(f'{kind}: {", ".join(KINDS[kind])}' for kind in among)
   raise DataError(
@@ -76,7 +83,7 @@ def infer_kind(origin: str, value: Mapping[str, Any], among: Sequence[str]) -> s
 
 
 def read_record(origin: str, value: Mapping[str, Any], kind: str) -> Record:
-  """Reads one record of a kind from `KINDS`, its keys already renamed.
+  """Reads one canonical record of a kind from `KINDS`.
 
   Raises DataError naming the origin, the key, what was expected and what came.
   """
@@ -84,103 +91,165 @@ def read_record(origin: str, value: Mapping[str, Any], kind: str) -> Record:
     if key not in value:
       near = difflib.get_close_matches(key, value, 1)
       hint = f'; did you mean {near[0]!r}?' if near else ''
-      raise DataError(f'{origin}: no key {key!r} ({kind} record); it has {sorted(value)}{hint}')
-  extras = {'weight': _number(origin, 'weight', value['weight'])} if 'weight' in value else {}
-  if kind == 'preference':
-    prompt, completions = _preference(origin, value)
-  elif kind in ('messages', 'unpaired messages'):
-    messages = _messages(origin, 'messages', value['messages'])
-    split = _turn_to_learn(origin, messages, last=kind != 'messages')
-    prompt, completions = messages[:split], (messages[split:],)
-  elif kind == 'text':
-    if not isinstance(value['text'], str) or not value['text']:
       raise DataError(
-        f"{origin}: 'text' should be a non-empty string, got {_described(value['text'])}"
+        f'{origin}: no key {key!r} ({kind} record, as the first one was read); '
+        f'it has {sorted(value)}{hint}'
       )
-    prompt, completions = '', (value['text'],)
-  else:
-    prompt, (completion,) = _with_prompt(origin, value, ('completion',))
-    completions = (completion,)
-  if kind.startswith('unpaired'):
-    extras['label'] = _label(origin, value['label'])
-  return Record(prompt, completions, extras)
+  record = _READERS[kind](origin, value)
+  for name in ('weight', 'margin'):
+    if value.get(name) is not None:
+      record.extras[name] = values.number(origin, name, value[name])
+  preference = value.get('preference') if kind == 'preference' else None
+  if preference is not None:
+    record = _preferred(record, values.share(origin, 'preference', preference))
+  scores = record.extras.get('scores')
+  if isinstance(scores, tuple) and len(scores) == 2:
+    record.extras.setdefault('margin', scores[0] - scores[1])
+  return record._replace(tools=values.tools(origin, value.get('tools')))
 
 
-def _preference(origin: str, value: Mapping[str, Any]) -> tuple[Text, tuple[Text, ...]]:
+def ends(record: Record) -> Record:
+  """The best and the worst completion of a list."""
+  extras = {k: (v[0], v[-1]) if isinstance(v, tuple) else v for k, v in record.extras.items()}
+  return record._replace(
+    completions=record.completions[:: len(record.completions) - 1], extras=extras
+  )
+
+
+def _preference(origin: str, value: Mapping[str, Any]) -> Record:
   if value.get('prompt') is not None:
-    return _with_prompt(origin, value, ('chosen', 'rejected'))
-  chosen, rejected = (_text(origin, key, value[key]) for key in ('chosen', 'rejected'))
-  if isinstance(chosen, str) and isinstance(rejected, str):
-    if chosen.startswith(HUMAN) and rejected.startswith(HUMAN):
-      split = _transcript_prompt(origin, chosen, rejected)
-    else:
-      split = _common_words(chosen, rejected)
-    return chosen[:split], (chosen[split:], rejected[split:])
-  if isinstance(chosen, str) or isinstance(rejected, str):
-    raise _mixed(origin, chosen=chosen, rejected=rejected)
-  prompt = _common_messages(chosen, rejected)
-  completions = chosen[len(prompt) :], rejected[len(prompt) :]
-  for key, completion in zip(('chosen', 'rejected'), completions, strict=True):
-    _check_turn(origin, key, completion)
-  return prompt, completions
-
-
-def _with_prompt(origin, value, keys) -> tuple[Text, tuple[Text, ...]]:
-  """An explicit prompt and the completions under `keys`.
-
-  A completion that repeats the conversation so far loses that part; a bare string beside a
-  conversational prompt is one assistant turn, a string prompt beside messages one user turn.
-  """
-  prompt = _text(origin, 'prompt', value['prompt'])
-  completions = [_text(origin, key, value[key]) for key in keys]
-  if isinstance(prompt, str) and all(isinstance(c, str) for c in completions):
-    return prompt, tuple(completions)
-  if isinstance(prompt, str):
-    prompt = [{'role': 'user', 'content': prompt}]
-  whole = []
-  for key, completion in zip(keys, completions, strict=True):
-    if isinstance(completion, str):
-      completion = [{'role': 'assistant', 'content': completion}]
-    if [_said(m) for m in completion[: len(prompt)]] == [_said(m) for m in prompt]:
-      completion = completion[len(prompt) :]
-    _check_turn(origin, key, completion)
-    whole.append(completion)
-  return prompt, tuple(whole)
-
-
-def _transcript_prompt(origin: str, chosen: str, rejected: str) -> int:
-  """Length of an HH-RLHF prompt: all through the last '\\n\\nAssistant:' that both share."""
-  common = _common_prefix(chosen, rejected)
-  marker = common.rfind(ASSISTANT)
-  if marker < 0:
-    raise DataError(
-      f"{origin}: 'chosen' and 'rejected' share no {ASSISTANT!r}, so there is no prompt; "
-      f'they differ from character {len(common)} on'
+    record = _with_prompt(origin, value, ('chosen', 'rejected'))
+  else:
+    record = Record(*prompts.shared(origin, value['chosen'], value['rejected']), {})
+  scores = [value.get(f'score_{key}') for key in ('chosen', 'rejected')]
+  if None not in scores:
+    record.extras['scores'] = tuple(
+      values.number(origin, 'score_chosen or _rejected', s) for s in scores
     )
-  return marker + len(ASSISTANT)
+  return record
 
 
-def _common_words(chosen: str, rejected: str) -> int:
-  """Length of the common prefix, ending before the whitespace of the first word that differs."""
-  common = _common_prefix(chosen, rejected)
-  words = common.rstrip()
-  if len(words) == len(common):  # maybe within a word: go back to its start
-    words = words[: len(words) - len((words.split() or [''])[-1])].rstrip()
-  return len(words)
+def _comparison(origin: str, value: Mapping[str, Any]) -> Record:
+  verdicts = values.listed(origin, 'verdict', value['verdict'], several=False)
+  second = [values.verdict(origin, 'verdict', verdict) - 1 for verdict in verdicts]
+  record = _with_prompt(origin, value, ('first', 'second'))
+  return _preferred(record, 1 - sum(second) / len(second))
 
 
-def _common_prefix(a: str, b: str) -> str:
-  length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), None)
-  return a[: min(len(a), len(b)) if length is None else length]
+def _ranked(origin: str, value: Mapping[str, Any]) -> Record:
+  given = values.listed(origin, 'completions', value['completions'])
+  keys = [f'completions[{k}]' for k in range(len(given))]
+  record = _with_prompt(origin, {**value, **dict(zip(keys, given, strict=True))}, keys)
+  said = [name for name in ('scores', 'ranks', 'verdicts') if value.get(name) is not None]
+  if len(said) > 1:
+    raise DataError(f"{origin}: expected one of 'scores', 'ranks' and 'verdicts', got {said}")
+  if not said:
+    return record
+  pairs = list(itertools.combinations(range(len(given)), 2))
+  numbers = values.listed(origin, said[0], value[said[0]])
+  count = len(pairs) if said[0] == 'verdicts' else len(given)
+  if len(numbers) != count:
+    raise DataError(
+      f'{origin}: {said[0]!r} should hold {count} numbers for {len(given)} completions, '
+      f'got {len(numbers)}'
+    )
+  if said[0] == 'verdicts':
+    scores = [0.0] * len(given)
+    for (i, j), verdict in zip(pairs, numbers, strict=True):
+      second = values.verdict(origin, 'verdicts', verdict) - 1
+      scores[i] += 1 - second
+      scores[j] += second
+  else:
+    scores = [values.number(origin, said[0], number) for number in numbers]
+    scores = scores if said[0] == 'scores' else [max(scores) - score for score in scores]
+  order = sorted(range(len(given)), key=lambda k: -scores[k])  # stable: ties stay as they stand
+  record.extras['scores'] = tuple(scores[k] for k in order)
+  return record._replace(completions=tuple(record.completions[k] for k in order))
 
 
-def _common_messages(chosen: list[Message], rejected: list[Message]) -> list[Message]:
-  count = 0
-  while count < min(len(chosen), len(rejected)) - 1 and _said(chosen[count]) == _said(
-    rejected[count]
-  ):
-    count += 1
-  return chosen[:count]
+def _stepwise(origin: str, value: Mapping[str, Any]) -> Record:
+  texts = values.listed(origin, 'completions', value['completions'], several=False)
+  labels = values.listed(origin, 'labels', value['labels'], several=False)
+  if len(labels) != len(texts):
+    raise DataError(f"{origin}: 'labels' holds {len(labels)} for {len(texts)} steps")
+  whole, steps = '', []
+  for i, (text, label) in enumerate(zip(texts, labels, strict=True)):
+    if not isinstance(text, str) or not text:
+      raise DataError(
+        f"{origin}: 'completions[{i}]' should be a non-empty string, got {described(text)}"
+      )
+    whole += text if text[-1].isspace() else text + STEP
+    if label is not None:  # PRM800K leaves some steps unrated
+      number = (
+        float(label) if isinstance(label, bool) else values.number(origin, f'labels[{i}]', label)
+      )
+      steps.append((len(whole), number))
+  record = _with_prompt(origin, {**value, 'completions': whole}, ('completions',))
+  return record._replace(steps=tuple(steps))
+
+
+def _unpaired(origin: str, value: Mapping[str, Any]) -> Record:
+  record = _with_prompt(origin, value, ('completion',))
+  return record._replace(extras={'label': values.label(origin, value['label'])})
+
+
+def _completion(origin: str, value: Mapping[str, Any]) -> Record:
+  return _with_prompt(origin, value, ('completion',))
+
+
+def _labelled_messages(origin: str, value: Mapping[str, Any]) -> Record:
+  messages = check_messages(origin, 'messages', values.parsed(value['messages']))
+  split = _turn_to_learn(origin, messages, last=True)
+  return Record(
+    messages[:split], (messages[split:],), {'label': values.label(origin, value['label'])}
+  )
+
+
+def _talk(origin: str, value: Mapping[str, Any]) -> Record:
+  messages = check_messages(origin, 'messages', values.parsed(value['messages']))
+  split = _turn_to_learn(origin, messages, last=False)
+  return Record(messages[:split], (messages[split:],), {})
+
+
+def _plain(origin: str, value: Mapping[str, Any]) -> Record:
+  if not isinstance(value['text'], str) or not value['text']:
+    raise DataError(
+      f"{origin}: 'text' should be a non-empty string, got {described(value['text'])}"
+    )
+  return Record('', (check_text(origin, 'text', value['text']),), {})
+
+
+def _prompt(origin: str, value: Mapping[str, Any]) -> Record:
+  return Record(check_text(origin, 'prompt', value['prompt']), (), {})
+
+
+_READERS = {
+  'preference': _preference,
+  'comparison': _comparison,
+  'stepwise': _stepwise,
+  'ranked': _ranked,
+  'unpaired': _unpaired,
+  'unpaired messages': _labelled_messages,
+  'completion': _completion,
+  'messages': _talk,
+  'text': _plain,
+  'prompt': _prompt,
+}
+
+
+def _with_prompt(origin: str, value: Mapping[str, Any], keys: Sequence[str]) -> Record:
+  return Record(*prompts.explicit(origin, value, keys), {})
+
+
+def _preferred(record: Record, share: float) -> Record:
+  """The record with P(candidate 0 is better) = share, turned round if that is below a half."""
+  record.extras['preference'] = max(share, 1 - share)
+  if share >= 0.5:
+    return record
+  turned = {k: v[::-1] if isinstance(v, tuple) else v for k, v in record.extras.items()}
+  if 'margin' in turned:
+    turned['margin'] = -record.extras['margin']
+  return record._replace(completions=record.completions[::-1], extras=turned)
 
 
 def _turn_to_learn(origin: str, messages: list[Message], last: bool) -> int:
@@ -192,79 +261,3 @@ def _turn_to_learn(origin: str, messages: list[Message], last: bool) -> int:
     where = 'at the end' if last else 'to learn from'
     raise DataError(f"{origin}: 'messages' has no 'assistant' turn {where}, roles are {roles}")
   return roles.index('assistant')
-
-
-def _said(message: Message) -> tuple:
-  return message['role'], message.get('content'), message.get('tool_calls')
-
-
-def _check_turn(origin: str, key: str, completion: list[Message]) -> None:
-  roles = [message['role'] for message in completion]
-  if 'assistant' not in roles[:1]:
-    raise DataError(
-      f"{origin}: after the prompt, {key!r} should go on with an 'assistant' message, "
-      f'got roles {roles}'
-    )
-
-
-def _text(origin: str, key: str, value: Any) -> Text:
-  if isinstance(value, list):
-    return _messages(origin, key, value)
-  if not isinstance(value, str):
-    raise DataError(
-      f'{origin}: {key!r} should be a string or a list of messages, got {_described(value)}'
-      f'{_sharegpt_hint(value)}'
-    )
-  return value
-
-
-def _messages(origin: str, key: str, value: Any) -> list[Message]:
-  if not isinstance(value, list) or not value:
-    raise DataError(
-      f"{origin}: {key!r} should be a non-empty list of {{'role', 'content'}} messages, "
-      f'got {_described(value)}'
-    )
-  for number, message in enumerate(value):
-    where = f'{origin}: {key}[{number}]'
-    if not isinstance(message, dict) or not isinstance(message.get('role'), str):
-      raise DataError(
-        f"{where} should have a string 'role' and 'content', got {_described(message)}"
-        f'{_sharegpt_hint(message)}'
-      )
-    if not isinstance(message.get('content'), str) and not message.get('tool_calls'):
-      raise DataError(
-        f"{where}: 'content' should be a string, got {_described(message.get('content'))}"
-      )
-  return value
-
-
-def _sharegpt_hint(value: Any) -> str:
-  if not isinstance(value, dict) or 'from' not in value:
-    return ''
-  return (
-    "; this looks like ShareGPT, which is not read: write {'from': 'gpt', 'value': ...} as "
-    "[{'role': 'assistant', 'content': ...}], and 'human' as 'user'"
-  )
-
-
-def _mixed(origin: str, **texts) -> DataError:
-  found = ', '.join(f'{key!r} is {_described(value)}' for key, value in texts.items())
-  return DataError(f'{origin}: expected all strings or all lists of messages; {found}')
-
-
-def _label(origin: str, value: Any) -> float:
-  """true -> 1, false -> -1; numbers must be 1, 0 or -1, where 0 and -1 both mean undesirable."""
-  if value not in (True, False, -1):
-    raise DataError(f"{origin}: 'label' should be true or false, got {_described(value)}")
-  return 1.0 if value == 1 else -1.0
-
-
-def _number(origin: str, key: str, value: Any) -> float:
-  if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
-    raise DataError(f'{origin}: {key!r} should be a number, got {_described(value)}')
-  return float(value)
-
-
-def _described(value: Any) -> str:
-  text = repr(value)
-  return f'{type(value).__name__} {text if len(text) <= 60 else text[:57] + "..."}'

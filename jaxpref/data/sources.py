@@ -1,28 +1,38 @@
-"""Sources of records: JSON Lines files and TFDS data sets.
+"""Sources of records: files, TFDS data sets, Hugging Face data set folders, and parts of them.
 
-`open_source('jsonl:data/*.jsonl.gz')` or `open_source('tfds:name/config:split')` gives a source:
-`records()` yields (origin, record), where origin is what an error message can point at
+  jsonl:PATH  json:  csv:  tsv:  parquet:  arrow:  text:    files; PATH may be a glob or a URL
+  PATH                              the same, where the suffix says the format (.gz and .zst too)
+  tfds:NAME/CONFIG:SPLIT            a prepared TFDS data set
+  hf:FOLDER[:CONFIG][:SPLIT]        a Hugging Face data set folder, or ORG/NAME on the hub
+
+Any of them may be followed by a part of its records, [:5%], [10:200] or [5%:10%], and then by
+?NAME=VALUE&...: options (`names` and `delimiter` of CSV, `by` of text, `data_dir` of TFDS,
+`revision` of hf) and columns (see `columns`), such as ?prompt=question&chosen=good. Mixtures of
+sources are read by `dataset.load`.
+
+`records()` of a source yields (origin, record), where origin is what an error message can point at
 ('pairs.jsonl:17', 'tfds:pairs/small:train[17]') and record is a dict; `content` is a hash of all
 that it reads, for the token cache.
 """
 
 import dataclasses
 import difflib
-import glob
-import gzip
 import hashlib
+import itertools
 import json
 import pathlib
+import re
 import urllib.parse
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
-Record = dict[str, Any]
+from jaxpref.data import columns, files, folders
+from jaxpref.data.files import Bad, DataError, Record
 
-
-class DataError(ValueError):
-  """Something is wrong in the data; the message says where, what was expected and what came."""
+FILE_OPTIONS = ('names', 'delimiter', 'by')
+_QUERY = re.compile(r'\?(?=[a-z_]+=)')
+_BOUND = r'(?:-?\d+|\d+(?:\.\d+)?%)?'
+_PART = re.compile(rf'\[({_BOUND}):({_BOUND})\]$')
 
 
 class Source(Protocol):
@@ -31,7 +41,7 @@ class Source(Protocol):
     """The source as the user wrote it."""
     ...
 
-  def records(self, bad: list[str] | None = None) -> Iterator[tuple[str, Record]]:
+  def records(self, bad: Bad = None) -> Iterator[tuple[str, Record]]:
     """Yields (origin, record). A bad line raises DataError or, given `bad`, is noted there."""
     ...
 
@@ -42,54 +52,105 @@ class Source(Protocol):
 
 
 def open_source(spec: str) -> Source:
-  """Opens 'jsonl:PATH-OR-GLOB', 'tfds:NAME/CONFIG:SPLIT[?data_dir=DIR]' or a bare path.
+  """Opens a source as the module's docstring has it; DataError where it cannot be."""
+  text = str(spec)
+  head, *query = _QUERY.split(text, maxsplit=1)
+  given = dict(urllib.parse.parse_qsl(''.join(query), keep_blank_values=True))
+  renames = {name: given.pop(name) for name in list(given) if name in columns.NAMES}
+  scheme, part = head.partition(':')[0], None
+  if scheme != 'tfds' and (part := _PART.search(head)):  # TFDS cuts its splits itself
+    head = head[: part.start()]
+  opener, rest, known = _opener(head)
+  if unknown := sorted(set(given) - set(known)):
+    near = difflib.get_close_matches(unknown[0], [*known, *columns.NAMES], 1)
+    hint = f'; did you mean {near[0]!r}?' if near else ''
+    raise DataError(
+      f'unknown option {unknown[0]!r} in {text!r}; known: {", ".join(known) or "none"}, and the '
+      f'columns {", ".join(columns.NAMES)}{hint}'
+    )
+  source = opener(rest, given)
+  if part:
+    source = Part(text.partition('?')[0], source, part[1], part[2])
+  if renames:
+    source = Renamed(text, source, columns.check(renames))
+  return source
 
-  A bare path must end in .jsonl or .json (one array of records), either with .gz.
-  """
-  scheme, colon, rest = str(spec).partition(':')
-  if colon and scheme in _SCHEMES:
-    return _SCHEMES[scheme](rest)
-  misspelt = colon and scheme.isalnum() and not pathlib.Path(spec).exists()
-  if str(spec).endswith(_SUFFIXES) and not misspelt:
-    return _open_json(str(spec))
+
+def _opener(head: str) -> tuple[Callable[[str, Mapping[str, str]], Source], str, tuple[str, ...]]:
+  """What opens a spec without part and options, what it is to open, and the options it knows."""
+  scheme, colon, rest = head.partition(':')
+  if colon and scheme == 'tfds':
+    return _open_tfds, rest, ('data_dir',)
+  if colon and scheme == 'hf':
+    return _open_hf, rest, (*FILE_OPTIONS, 'revision')
+  if colon and scheme in files.FORMATS:
+    return lambda path, options: _open_files(head, scheme, path, options), rest, FILE_OPTIONS
+  misspelt = colon and scheme.isalnum() and not files.is_url(head)
+  if files.form_of(head) and (not misspelt or pathlib.Path(head).exists()):
+    return lambda path, options: _open_files(head, '', path, options), head, FILE_OPTIONS
   near = difflib.get_close_matches(scheme, _SCHEMES, 1) if colon else []
   hint = f'; did you mean {near[0]!r}?' if near else ''
+  hint = f'; it is a folder: hf:{head}?' if pathlib.Path(head).is_dir() else hint
   raise DataError(
-    f'cannot tell what data source {str(spec)!r} is{hint} Expected '
-    "'jsonl:PATH-OR-GLOB', 'tfds:NAME/CONFIG:SPLIT' or a path ending in " + ', '.join(_SUFFIXES)
+    f'cannot tell what data source {head!r} is{hint} Expected one of '
+    f'{", ".join(f"{name}:" for name in _SCHEMES)}, or a path ending in .jsonl, .json, .csv, .tsv, '
+    '.parquet, .arrow or .txt, maybe with .gz or .zst'
   )
 
 
+_SCHEMES = (*files.FORMATS, 'tfds', 'hf')
+
+
 @dataclasses.dataclass(frozen=True)
-class JsonFiles:
-  """Files of one JSON object a line, or (.json) of one array of objects; gzip by suffix .gz."""
+class Part:
+  """The records of a source from `start` up to `stop`: numbers, or per cent of all, rounded."""
 
   name: str
-  paths: tuple[str, ...]
+  source: Source
+  start: str
+  stop: str
 
-  def records(self, bad: list[str] | None = None) -> Iterator[tuple[str, Record]]:
-    for path in self.paths:
-      array = path.removesuffix('.gz').endswith('.json')
-      for number, value in enumerate(_json_array(path) if array else _lines(path), 1):
-        origin = f'{path}[{number - 1}]' if array else f'{path}:{number}'
-        try:
-          record = value if array else _parse_line(origin, value)
-          if record is None:
-            continue  # a blank line
-          if not isinstance(record, dict):
-            raise DataError(
-              f'{origin}: expected a JSON object, got {type(record).__name__}: {_short(record)}'
-            )
-        except DataError as error:
-          if bad is None:
-            raise
-          bad.append(str(error))
-          continue
-        yield origin, record
+  def records(self, bad: Bad = None) -> Iterator[tuple[str, Record]]:
+    bounds = [self.start or '0', self.stop]
+    total = 0
+    if any('%' in bound or '-' in bound for bound in bounds):
+      total = sum(1 for _ in self.source.records(None if bad is None else []))
+    start, stop = (_position(bound, total) for bound in bounds)
+    yield from itertools.islice(self.source.records(bad), start, stop)
 
   @property
   def content(self) -> str:
-    return _hash_files(self.paths)
+    return _hash(self.source.content, [self.start, self.stop])
+
+
+def _position(bound: str, total: int) -> int | None:
+  if not bound:
+    return None
+  if bound.endswith('%'):
+    return min(total, round(total * float(bound[:-1]) / 100))
+  return max(0, total + int(bound)) if bound.startswith('-') else int(bound)
+
+
+@dataclasses.dataclass(frozen=True)
+class Renamed:
+  """A source whose records have their keys as jaxpref calls them (see `columns`)."""
+
+  name: str
+  source: Source
+  columns: Mapping[str, str]
+
+  def records(self, bad: Bad = None) -> Iterator[tuple[str, Record]]:
+    for origin, record in self.source.records(bad):
+      try:
+        renamed = columns.rename(origin, record, self.columns)
+      except DataError as error:
+        files.note(bad, str(error))
+      else:
+        yield origin, renamed
+
+  @property
+  def content(self) -> str:
+    return _hash(self.source.content, sorted(self.columns.items()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,42 +161,37 @@ class TfdsSplit:
   builder: Any
   split: str
 
-  def records(self, bad: list[str] | None = None) -> Iterator[tuple[str, Record]]:
+  def records(self, bad: Bad = None) -> Iterator[tuple[str, Record]]:
     del bad  # TFDS writes typed records: there are no bad lines
     data = self.builder.as_data_source(split=self.split)
     for index in range(len(data)):
-      yield f'{self.name}[{index}]', _plain(data[index])
+      yield f'{self.name}[{index}]', files.plain(data[index])
 
   @property
   def content(self) -> str:
-    files = self.builder.info.splits[self.split].filepaths
-    return hashlib.sha256(f'{self.split} {_hash_files(files)}'.encode()).hexdigest()
+    paths = map(str, self.builder.info.splits[self.split].filepaths)
+    return _hash(files.hash_files(paths), self.split)
 
 
-def _open_json(pattern: str) -> JsonFiles:
-  path = pathlib.Path(pattern).expanduser()
-  if path.is_file():
-    paths = [str(path)]
-  elif glob.has_magic(pattern):
-    paths = [p for p in sorted(glob.glob(str(path), recursive=True)) if pathlib.Path(p).is_file()]
-    if not paths:
-      raise DataError(f'no file matches {pattern!r} (in {pathlib.Path.cwd()})')
-  else:
-    names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, names, 1)
-    hint = f'; did you mean {str(path.parent / near[0])!r}?' if near else ''
-    raise DataError(f'no such file: {pattern!r} (in {pathlib.Path.cwd()}){hint}')
-  return JsonFiles(f'jsonl:{pattern}', tuple(paths))
+def _open_files(name: str, scheme: str, path: str, options: Mapping[str, str]) -> files.Files:
+  found = files.find(path)
+  # JSON and JSON Lines are often called by one another's name; the suffix knows better.
+  by_suffix = scheme in ('json', 'jsonl') and all(
+    files.form_of(one) in ('json', 'jsonl') for one in found
+  )
+  return files.Files(name, found, '' if by_suffix else scheme, options)
 
 
-def _open_tfds(spec: str) -> TfdsSplit:
-  target, _, query = spec.partition('?')
+def _open_hf(rest: str, options: Mapping[str, str]) -> files.Files:
+  options = dict(options)
+  found = folders.find(rest, options.pop('revision', None))
+  return files.Files(f'hf:{rest}', found, '', options)
+
+
+def _open_tfds(target: str, options: Mapping[str, str]) -> TfdsSplit:
   name, colon, split = target.partition(':')
   if not colon or not name or not split:
-    raise DataError(f"expected 'tfds:NAME/CONFIG:SPLIT[?data_dir=DIR]', got 'tfds:{spec}'")
-  options = dict(urllib.parse.parse_qsl(query))
-  if unknown := sorted(set(options) - {'data_dir'}):
-    raise DataError(f"unknown option {unknown[0]!r} in 'tfds:{spec}'; known: 'data_dir'")
+    raise DataError(f"expected 'tfds:NAME/CONFIG:SPLIT[?data_dir=DIR]', got 'tfds:{target}'")
   import tensorflow_datasets as tfds  # slow to import, and only this source needs it
 
   try:
@@ -162,69 +218,5 @@ def _open_tfds(spec: str) -> TfdsSplit:
   return TfdsSplit(f'tfds:{target}', builder, split)
 
 
-_SCHEMES: dict[str, Callable[[str], Source]] = {'jsonl': _open_json, 'tfds': _open_tfds}
-_SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz')
-
-
-def _lines(path: str) -> Iterator[bytes]:
-  opened = gzip.open(path, 'rb') if path.endswith('.gz') else open(path, 'rb')
-  number = 0
-  with opened as file:
-    try:
-      for line in file:
-        number += 1
-        yield line
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-      raise DataError(f'{path}: broken gzip after line {number}: {error}') from error
-
-
-def _json_array(path: str) -> list:
-  try:
-    value = json.loads(b''.join(_lines(path)))
-  except ValueError as error:
-    raise DataError(f'{path}: not JSON: {error}') from error
-  if not isinstance(value, list):
-    raise DataError(
-      f'{path}: expected a JSON array of records, got {type(value).__name__}; '
-      'one object per line belongs in a .jsonl file'
-    )
-  return value
-
-
-def _parse_line(origin: str, line: bytes) -> Any:
-  try:
-    text = line.decode('utf-8-sig').strip()
-    return json.loads(text) if text else None
-  except UnicodeDecodeError as error:
-    raise DataError(f'{origin}: not UTF-8 at byte {error.start}: {_short(line)}') from error
-  except ValueError as error:
-    raise DataError(f'{origin}: not JSON: {error}: {_short(line.decode())}') from error
-
-
-def _plain(value: Any) -> Any:
-  """TFDS values (bytes, numpy) -> the str, number, list and dict that JSON would give."""
-  if isinstance(value, bytes):
-    return value.decode()
-  if isinstance(value, dict):
-    value = {key: _plain(item) for key, item in value.items()}
-    if isinstance(value.get('role'), list):  # TFDS keeps a list of messages as a dict of lists
-      return [dict(zip(value, items, strict=True)) for items in zip(*value.values(), strict=True)]
-    return value
-  if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
-  if hasattr(value, 'tolist'):
-    return _plain(value.tolist())
-  return value
-
-
-def _hash_files(paths) -> str:
-  total = hashlib.sha256()
-  for path in paths:
-    with open(path, 'rb') as file:
-      total.update(hashlib.file_digest(file, 'sha256').digest())
-  return total.hexdigest()
-
-
-def _short(value: Any) -> str:
-  text = value if isinstance(value, str) else repr(value)
-  return text if len(text) <= 80 else text[:77] + '...'
+def _hash(content: str, said: Any) -> str:
+  return hashlib.sha256(f'{content} {json.dumps(said)}'.encode()).hexdigest()
