@@ -27,6 +27,10 @@ Rules = Sequence[tuple[str, P]]
 PARAMS: Rules = (
   (r'(embed|positions)/w$', P('tensor', 'fsdp')),
   (r'head/w$', P('fsdp', 'tensor')),
+  (r'experts/(gate|up)/w$', P(None, None, 'fsdp', 'tensor')),
+  (r'experts/down/w$', P(None, None, 'tensor', 'fsdp')),
+  (r'router/w$', P(None, 'fsdp')),
+  (r'score/w$', P('fsdp')),
   (r'(q|k|v|gate|up)/w$', P(None, 'fsdp', 'tensor')),
   (r'(out|down)/w$', P(None, 'tensor', 'fsdp')),
   (r'(q|k|v|gate|up)/b$', P(None, 'tensor')),

@@ -1,11 +1,13 @@
 """One decoder for every family, and its way in from and out to Hugging Face folders."""
 
 from jaxpref.models.attention import Cache
-from jaxpref.models.config import PRESETS, Config, preset
+from jaxpref.models.config import Config
+from jaxpref.models.experts import Routing
 from jaxpref.models.hf import load_hf, save_hf
 from jaxpref.models.layers import linear
 from jaxpref.models.model import Model, init, mask_layout
-from jaxpref.models.rope import LinearScaling, Llama3Scaling, Rope
+from jaxpref.models.presets import PRESETS, preset
+from jaxpref.models.rope import LinearScaling, Llama3Scaling, LongScaling, Rope
 
 __all__ = [
   'PRESETS',
@@ -13,8 +15,10 @@ __all__ = [
   'Config',
   'LinearScaling',
   'Llama3Scaling',
+  'LongScaling',
   'Model',
   'Rope',
+  'Routing',
   'init',
   'linear',
   'load_hf',

@@ -1,11 +1,13 @@
 """Attention over packed rows and over a cache: who sees whom, and the sum itself."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from jaxpref.models.layers import cap
 from jaxpref.typing import Array, Layout
 
 
@@ -39,7 +41,9 @@ def within(queries: Layout, keys: Layout, window: Array) -> Array:
   return queries.positions[..., :, None] - keys.positions[..., None, :] < window
 
 
-def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
+def attend(
+  q: Array, k: Array, v: Array, mask: Array, *, scalar: float, limit: float | None = None
+) -> Array:
   """Scaled dot-product attention; the softmax is in float32.
 
   A query that sees nothing (padding) gets the mean of the values: finite, and of no use.
@@ -48,6 +52,8 @@ def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
     q: [..., H, Q, head_dim].
     k, v: [..., kv heads, C, head_dim]; H is a multiple of the kv heads.
     mask: bool [..., Q, C].
+    scalar: scores are divided by its square root.
+    limit: scores are capped at it, see `layers.cap`.
 
   Returns:
     [..., H, Q, head_dim].
@@ -58,7 +64,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array) -> Array:
   q = q.reshape(*lead, kv_heads, heads // kv_heads * length, head_dim)
   scores = jnp.einsum('...qd,...kd->...qk', q, k, preferred_element_type=jnp.float32)
   scores = scores.reshape(*lead, kv_heads, heads // kv_heads, length, slots)
-  scores = scores * head_dim**-0.5
+  scores = cap(scores * scalar**-0.5, limit)
   scores = jnp.where(mask[..., None, None, :, :], scores, jnp.finfo(jnp.float32).min)
   weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
   weights = weights.reshape(*lead, kv_heads, heads // kv_heads * length, slots)
@@ -69,11 +75,12 @@ class Flat:
   """Attention within packed rows whose tokens lie end to end, S = sum of R * L over the layouts.
 
   Args:
+    attend: `attend`, its scalar and limit given.
     layouts: one for each row length, int32 [G, R, L].
   """
 
-  def __init__(self, layouts: tuple[Layout, ...]):
-    self.layouts = layouts
+  def __init__(self, attend: Callable, layouts: tuple[Layout, ...]):
+    self.attend, self.layouts = attend, layouts
     self.masks = [visible(layout, layout) for layout in layouts]
 
   def __call__(self, q, k, v, window, index, memory):
@@ -87,17 +94,17 @@ class Flat:
         for x in (q, k, v)
       )
       seen = mask if window is None else mask & within(layout, layout, window)
-      out = attend(*parts, seen).swapaxes(2, 3)
+      out = self.attend(*parts, seen).swapaxes(2, 3)
       outs.append(out.reshape(groups, rows * length, *q.shape[2:]))
       start = stop
     return jnp.concatenate(outs, axis=1) if len(outs) > 1 else outs[0], memory
 
 
 class Cached:
-  """Attention of new tokens [B, L] to a cache, which they join at its fill index."""
+  """Attention of new tokens [B, L], laid end to end, to a cache, which they join at its fill."""
 
-  def __init__(self, cache: Cache, layout: Layout):
-    self.start, self.new = cache.fill, layout
+  def __init__(self, attend: Callable, cache: Cache, layout: Layout):
+    self.attend, self.start, self.new = attend, cache.fill, layout
     self.layout = jax.tree.map(
       lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, cache.fill)),
       cache.layout,
@@ -106,8 +113,9 @@ class Cached:
     self.mask = visible(layout, self.layout, cache.fill)
 
   def __call__(self, q, k, v, window, index, memory):
-    """As `Flat`, of [B, L, ...]; `memory` is the cache's k and v of all layers, `index` ours."""
-    q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+    """As `Flat`, of one group; `memory` is the cache's k and v of all layers, `index` ours."""
+    rows = self.new.positions.shape
+    q, k, v = (x.reshape(*rows, *x.shape[2:]).swapaxes(1, 2) for x in (q, k, v))
     # Carried whole through the scan and written in place: one slot a token, not one cache a layer.
     memory = tuple(
       jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), (index, 0, 0, self.start, 0))
@@ -115,7 +123,8 @@ class Cached:
     )
     k, v = (jax.lax.dynamic_index_in_dim(x, index, keepdims=False) for x in memory)
     seen = self.mask if window is None else self.mask & within(self.new, self.layout, window)
-    return attend(q, k.astype(q.dtype), v.astype(q.dtype), seen).swapaxes(1, 2), memory
+    out = self.attend(q, k.astype(q.dtype), v.astype(q.dtype), seen)
+    return out.swapaxes(1, 2).reshape(1, -1, *out.shape[1::2]), memory
 
 
 def checked_fill(cache: Cache, length: int):

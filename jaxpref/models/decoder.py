@@ -3,6 +3,7 @@
 Layers are made by `nnx.vmap`, so each parameter has a leading layer axis, and run by one scan.
 """
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -11,10 +12,12 @@ import numpy as np
 from flax import nnx
 
 from jaxpref.models.config import Config
-from jaxpref.models.layers import Embedding, Linear, Norm, linear
+from jaxpref.models.experts import Mixture
+from jaxpref.models.layers import Embedding, Linear, Norm, cap, linear
 from jaxpref.models.rope import rotate
-from jaxpref.typing import Array
+from jaxpref.typing import Array, Layout
 
+_EVERYWHERE = np.iinfo(np.int32).max  # the window of a layer without one
 _ACTIVATIONS = {
   'silu': jax.nn.silu,
   'gelu': lambda x: jax.nn.gelu(x, approximate=False),
@@ -36,16 +39,17 @@ class Attention(nnx.Module):
     self.out = Linear(
       out_key, (inner, config.width), bias=config.out_bias, scale=_residual_scale(config)
     )
-    self.qk_norm = config.qk_norm
+    self.qk_norm, self.whole = config.qk_norm, config.qk_norm_span == 'all'
     if self.qk_norm:
-      self.q_norm = Norm(config.head_dim, kind='rms', eps=config.norm_eps)
-      self.k_norm = Norm(config.head_dim, kind='rms', eps=config.norm_eps)
+      sizes = (inner, kv_inner) if self.whole else (config.head_dim, config.head_dim)
+      self.q_norm, self.k_norm = (_norm(config, size, kind='rms') for size in sizes)
 
   def __call__(self, x, angles, attend):
-    q, k, v = (
-      project(x).reshape(*x.shape[:-1], -1, self.head_dim) for project in (self.q, self.k, self.v)
-    )
-    if self.qk_norm:
+    q, k, v = (project(x) for project in (self.q, self.k, self.v))
+    if self.qk_norm and self.whole:
+      q, k = self.q_norm(q), self.k_norm(k)
+    q, k, v = (y.reshape(*x.shape[:-1], -1, self.head_dim) for y in (q, k, v))
+    if self.qk_norm and not self.whole:
       q, k = self.q_norm(q), self.k_norm(k)
     if angles is not None:
       q, k = rotate(q, angles), rotate(k, angles)
@@ -78,27 +82,26 @@ class Block(nnx.Module):
 
   def __init__(self, config: Config, key: Array):
     attention_key, mlp_key = _keys(key, 2)
-    self.attention, self.mlp = Attention(config, attention_key), Mlp(config, mlp_key)
+    self.attention = Attention(config, attention_key)
+    self.mixed = config.num_experts > 0
+    self.mlp = _mixture(config, mlp_key) if self.mixed else Mlp(config, mlp_key)
     self.placement = config.norm_placement
-
-    def norm():
-      return Norm(config.width, kind=config.norm, eps=config.norm_eps)
-
     if self.placement != 'post':
-      self.attention_norm, self.mlp_norm = norm(), norm()
+      self.attention_norm, self.mlp_norm = (_norm(config, config.width) for _ in range(2))
     if self.placement != 'pre':
-      self.attention_post_norm, self.mlp_post_norm = norm(), norm()
+      self.attention_post_norm, self.mlp_post_norm = (_norm(config, config.width) for _ in range(2))
 
-  def __call__(self, x, angles, attend):
+  def __call__(self, x, angles, real, attend):
     y = x if self.placement == 'post' else self.attention_norm(x)
     y, memory = self.attention(y, angles, attend)
     x = x + (y if self.placement == 'pre' else self.attention_post_norm(y))
-    y = self.mlp(x if self.placement == 'post' else self.mlp_norm(x))
-    return x + (y if self.placement == 'pre' else self.mlp_post_norm(y)), memory
+    y = x if self.placement == 'post' else self.mlp_norm(x)
+    y, routing = self.mlp(y, real) if self.mixed else (self.mlp(y), None)
+    return x + (y if self.placement == 'pre' else self.mlp_post_norm(y)), memory, routing
 
 
 class Decoder(nnx.Module):
-  """Token ids to final-normed states; states to logits."""
+  """Token ids to final-normed states; states to logits or scores."""
 
   def __init__(self, config: Config, key: Array):
     embed_key, positions_key, layers_key, head_key = _keys(key, 4)
@@ -107,45 +110,78 @@ class Decoder(nnx.Module):
     if config.rope is None:
       self.positions = Embedding(positions_key, config.max_positions, config.width)
     self.layers = nnx.vmap(lambda key: Block(config, key))(_keys(layers_key, config.num_layers))
-    self.norm = Norm(config.width, kind=config.norm, eps=config.norm_eps)
-    if not config.tied:
+    self.norm = _norm(config, config.width)
+    if config.num_labels:
+      self.score = Linear(head_key, (config.width, config.num_labels), bias=False)
+    elif not config.tied:
       self.head = Linear(head_key, (config.width, config.vocab_size), bias=False)
 
-  def hidden(self, tokens, positions, attention, memory, dtype, checkpoint: Callable):
-    """States [G, S, D] of tokens and positions [G, S], and what `attention` made of `memory`.
+  def hidden(self, tokens, layout: Layout, attention, memory, dtype, checkpoint: Callable):
+    """States [G, S, D] of tokens [G, S], what `attention` made of `memory`, and the routing.
 
     Args:
+      layout: of the tokens, [G, S]; who sees whom is up to `attention`.
       attention: `(q, k, v, window, layer, memory) -> (out, memory)`, see `attention.Flat`.
       memory: any pytree, carried from layer to layer.
       dtype: of the computation; parameters are cast where they are used.
       checkpoint: wraps the layer (`jax.checkpoint` under some policy, or the identity).
+
+    Returns:
+      The states, the memory, and a `Routing` of all layers (None without experts).
     """
     config = self.config
-    x = self.embed(tokens, dtype)
+    x = self.embed(tokens, dtype) * config.embed_scale
     if config.rope is None:
-      x, angles = x + self.positions(positions, dtype), None
-    else:
-      angles = config.rope.angles(positions, config.head_dim)
+      x = x + self.positions(layout.positions, dtype)
+    ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
+    turns = [rope.angles(layout.positions, config.head_dim) for rope in ropes]
+    real = layout.examples != 0
     windows = None
     if config.windows is not None:
-      largest = np.iinfo(np.int32).max
-      windows = jnp.array([largest if w is None else w for w in config.windows], jnp.int32)
+      windows = jnp.array([_EVERYWHERE if w is None else w for w in config.windows], jnp.int32)
     graphdef, params = nnx.split(self.layers)
 
     def layer(carry, scanned):
       x, memory = carry
       params, window, index = scanned
       block = nnx.merge(graphdef, params)
-      return block(x, angles, lambda q, k, v: attention(q, k, v, window, index, memory)), None
+      angles = turns[0] if turns else None
+      if config.local_rope is not None and windows is not None:
+        angles = jax.tree.map(functools.partial(jnp.where, window < _EVERYWHERE), *turns[::-1])
+      x, memory, routing = block(
+        x, angles, real, lambda q, k, v: attention(q, k, v, window, index, memory)
+      )
+      return (x, memory), routing
 
     scanned = params, windows, jnp.arange(config.num_layers)
-    (x, memory), _ = jax.lax.scan(checkpoint(layer), (x, memory), scanned)
-    return self.norm(x), memory
+    (x, memory), routing = jax.lax.scan(checkpoint(layer), (x, memory), scanned)
+    return self.norm(x), memory, routing
 
   def unembed(self, states):
     """float32 logits [..., V] of states [..., D]."""
     w = self.embed.w.get_value().T if self.config.tied else self.head.w.get_value()
-    return linear(states, w, jnp.float32)
+    return cap(linear(states, w, jnp.float32), self.config.logit_cap)
+
+  def scores(self, states):
+    """float32 scores [..., num_labels] of states [..., D]."""
+    return self.score(states, jnp.float32)
+
+
+def _norm(config: Config, size: int, kind: str = '') -> Norm:
+  return Norm(size, kind=kind or config.norm, eps=config.norm_eps, offset=config.norm_offset)
+
+
+def _mixture(config: Config, key: Array) -> Mixture:
+  return Mixture(
+    key,
+    num=config.num_experts,
+    picked=config.experts_per_token,
+    normalize=config.normalize_experts,
+    width=config.width,
+    inner=config.mlp_width,
+    activation=_ACTIVATIONS[config.activation],
+    scale=_residual_scale(config),
+  )
 
 
 def _keys(key: Array, n: int) -> Array:

@@ -12,6 +12,11 @@ def linear(x: Array, w: Array, dtype=None) -> Array:
   return jnp.einsum('...i,io->...o', x, w.astype(x.dtype), preferred_element_type=dtype)
 
 
+def ragged_linear(x: Array, w: Array, sizes: Array) -> Array:
+  """x [N, I], sorted by expert, `sizes` int [E] of each, times w [E, I, O] -> [N, O]."""
+  return jax.lax.ragged_dot(x, w.astype(x.dtype), sizes)
+
+
 class Linear(nnx.Module):
   """w [I, O], normal with standard deviation `scale` / sqrt(I), and a zero bias b [O] if asked."""
 
@@ -21,20 +26,21 @@ class Linear(nnx.Module):
     if bias:
       self.b = nnx.Param(jnp.zeros(shape[1]))
 
-  def __call__(self, x: Array) -> Array:
-    y = linear(x, self.w.get_value())
+  def __call__(self, x: Array, dtype=None) -> Array:
+    y = linear(x, self.w.get_value(), dtype)
     return y + _along(self.b.get_value(), y) if self.bias else y
 
 
 class Norm(nnx.Module):
   """Root-mean-square or layer normalisation of the last axis, in float32.
 
-  https://arxiv.org/abs/1910.07467 and https://arxiv.org/abs/1607.06450.
+  https://arxiv.org/abs/1910.07467 and https://arxiv.org/abs/1607.06450. Channels are multiplied by
+  `offset + scale`.
   """
 
-  def __init__(self, size: int, *, kind: str, eps: float):
-    self.kind, self.eps = kind, eps
-    self.scale = nnx.Param(jnp.ones(size))
+  def __init__(self, size: int, *, kind: str, eps: float, offset: float = 0.0):
+    self.kind, self.eps, self.offset = kind, eps, offset
+    self.scale = nnx.Param(jnp.full(size, 1.0 - offset))
     if kind == 'layer':
       self.bias = nnx.Param(jnp.zeros(size))
 
@@ -43,7 +49,7 @@ class Norm(nnx.Module):
     if self.kind == 'layer':
       y = y - jnp.mean(y, axis=-1, keepdims=True)
     y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-    y = y * _along(self.scale.get_value(), y)
+    y = y * (self.offset + _along(self.scale.get_value(), y))
     if self.kind == 'layer':
       y = y + _along(self.bias.get_value(), y)
     return y.astype(x.dtype)
@@ -58,6 +64,11 @@ class Embedding(nnx.Module):
   def __call__(self, indices: Array, dtype) -> Array:
     table = self.w.get_value()
     return jnp.take(table, indices, axis=0, mode='fill', fill_value=jnp.nan).astype(dtype)
+
+
+def cap(x: Array, limit: float | None) -> Array:
+  """limit * tanh(x / limit), within (-limit, limit); x itself without a limit."""
+  return x if limit is None else limit * jnp.tanh(x / limit)
 
 
 def _along(vector: Array, x: Array) -> Array:

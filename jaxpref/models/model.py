@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxpref.models.attention import Cache, Cached, Flat, checked_fill
+from jaxpref.models.attention import Cache, Cached, Flat, attend, checked_fill
 from jaxpref.models.config import Config
 from jaxpref.models.decoder import Decoder
 from jaxpref.typing import Array, Layout, Params
@@ -75,18 +75,33 @@ class Model:
       _check_tokens(tokens, layout, ranks=(2,))
       checked_fill(cache, tokens.shape[1])
       return _hidden_cached(self, params, tokens, layout, cache)
+    return self.hidden_with_aux(params, tokens, layout)[0]
+
+  def hidden_with_aux(self, params: Params, tokens, layout):
+    """`hidden` without a cache, and what the routers did: a `Routing`, None without experts."""
     if isinstance(tokens, tuple):
       for part, part_layout in zip(tokens, layout, strict=True):
         _check_tokens(part, part_layout, ranks=(3,))
       return _hidden_rows(self, params, tokens, layout)
     _check_tokens(tokens, layout, ranks=(2, 3))
-    rows = jax.tree.map(lambda x: x.reshape(x.shape[0], -1, x.shape[-1]), (tokens, layout))
-    (states,) = _hidden_rows(self, params, *((part,) for part in rows))
-    return states.reshape(*tokens.shape, -1)
+    rows = jax.tree.map(lambda x: x if x.ndim == 3 else x[None], (tokens, layout))
+    (states,), routing = _hidden_rows(self, params, *((part,) for part in rows))
+    return states.reshape(*tokens.shape, -1), routing
 
   def unembed(self, params: Params, states: Array) -> Array:
     """float32 logits [..., V] of states [..., D]."""
+    if self.config.num_labels:
+      raise ValueError(
+        f'this model scores sequences ({self.config.num_labels} labels): it has no language-model '
+        'head; model.scores(params, states) gives its scores'
+      )
     return nnx.merge(_structure(self.config)[0], params).unembed(states)
+
+  def scores(self, params: Params, states: Array) -> Array:
+    """float32 scores [..., num_labels] of states [..., D]; a sequence's is its last token's."""
+    if not self.config.num_labels:
+      raise ValueError('this model has no scores: its config has num_labels = 0')
+    return nnx.merge(_structure(self.config)[0], params).scores(states)
 
   def logits(self, params: Params, tokens: Array, mask: Array) -> Array:
     """float32 [B, T, V] for one sequence a row, padded on either side.
@@ -116,8 +131,11 @@ class Model:
     Two for each weight of a projection, four for each key and head channel (scores and their sum).
     """
     config = self.config
+    used = config.experts_per_token / config.num_experts if config.num_experts else 1.0
     projections = sum(
-      x.size for path, x in jax.tree.leaves_with_path(self.param_shapes()['layers']) if _is_w(path)
+      x.size * (used if 'experts' in path else 1.0)
+      for path, x in _flat_paths(self.param_shapes()['layers'])
+      if path[-1] == 'w'
     )
     keys = sum(min(context, w or context) for w in config.windows or (None,) * config.num_layers)
     return 2.0 * projections + 4.0 * keys * config.num_heads * config.head_dim
@@ -131,26 +149,33 @@ class Model:
 # Under jit of their own, or a call outside of jit would compile the scan anew every time.
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _hidden_rows(model: Model, params, tokens: tuple[Array, ...], layouts: tuple[Layout, ...]):
-  flat = _end_to_end(tokens)
-  positions = _end_to_end(tuple(layout.positions for layout in layouts))
-  states, _ = _run(model, params, flat, positions, Flat(layouts), None)
+  flat, layout = _end_to_end(tokens), Layout(*map(_end_to_end, zip(*layouts, strict=True)))
+  attention = Flat(_attend(model.config), layouts)
+  states, _, routing = _run(model, params, flat, layout, attention, None)
   ends = np.cumsum([part.shape[1] * part.shape[2] for part in tokens])
   parts = jnp.split(states, ends[:-1], axis=1)
-  return tuple(x.reshape(*part.shape, x.shape[-1]) for x, part in zip(parts, tokens, strict=True))
+  shaped = (x.reshape(*part.shape, x.shape[-1]) for x, part in zip(parts, tokens, strict=True))
+  return tuple(shaped), routing
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _hidden_cached(model: Model, params, tokens: Array, layout: Layout, cache: Cache):
-  attention = Cached(cache, layout)
-  memory = cache.k, cache.v
-  states, (k, v) = _run(model, params, tokens, layout.positions, attention, memory)
+  attention = Cached(_attend(model.config), cache, layout)
+  flat = jax.tree.map(lambda x: x.reshape(1, -1), (tokens, layout))
+  states, (k, v), _ = _run(model, params, *flat, attention, (cache.k, cache.v))
+  states = states.reshape(*tokens.shape, -1)
   return states, Cache(k, v, attention.layout, cache.fill + tokens.shape[1])
 
 
-def _run(model: Model, params, tokens, positions, attention, memory):
+def _run(model: Model, params, tokens, layout, attention, memory):
   decoder = nnx.merge(_structure(model.config)[0], params)
   checkpoint = _checkpoint(model.remat)
-  return decoder.hidden(tokens, positions, attention, memory, model.dtype, checkpoint)
+  return decoder.hidden(tokens, layout, attention, memory, model.dtype, checkpoint)
+
+
+def _attend(config: Config) -> Callable:
+  scalar = config.query_scalar or config.head_dim
+  return functools.partial(attend, scalar=scalar, limit=config.attention_cap)
 
 
 def _checkpoint(remat: str | None) -> Callable:
@@ -190,8 +215,8 @@ def _end_to_end(parts: tuple[Array, ...]) -> Array:
   return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
 
 
-def _is_w(path) -> bool:
-  return path[-1].key == 'w'
+def _flat_paths(tree: Params) -> list[tuple[list[str], Array]]:
+  return [([key.key for key in path], leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
 
 
 def _check_tokens(tokens, layout: Layout, ranks: tuple[int, ...]):
