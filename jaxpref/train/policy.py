@@ -34,7 +34,7 @@ def load_policy(spec: str, tokenizer: str = '') -> tuple[Model, Params, Tokenize
 def describe(spec: str, tokenizer: Tokenizer) -> Model:
   """The model called `spec`, without its parameters."""
   model = Model(architecture(spec, tokenizer))
-  dtype = read_config(spec).dtype if is_workdir(spec) else 'auto'
+  dtype = read_config(spec).get('dtype', 'auto') if is_workdir(spec) else 'auto'
   return model if dtype == 'auto' else model.replace(dtype=dtype)
 
 
