@@ -1,5 +1,6 @@
 """Tokenizers and chat templates: round trips, special tokens, what templates may and may not do."""
 
+import gzip
 import json
 
 import pytest
@@ -67,6 +68,63 @@ def test_special_tokens_come_from_any_of_the_files(tmp_path):
   assert again.fingerprint != tokenizer.fingerprint
 
 
+def test_templates_have_names_and_files_come_first(tmp_path):
+  named = [{'name': 'default', 'template': 'D'}, {'name': 'tool_use', 'template': 'T'}]
+  folder = vocabularies.write_tokenizer(tmp_path / 'a', config={'chat_template': named})
+  tokenizer = load_tokenizer(folder)
+  assert tokenizer.apply_chat(TALK) == 'D'
+  assert tokenizer.apply_chat(TALK, tools=[]) == 'T'
+  (folder / 'additional_chat_templates').mkdir()
+  (folder / 'additional_chat_templates' / 'tool_use.jinja').write_text('F{{ tools[0].name }}')
+  only = load_tokenizer(folder)  # as in transformers: files replace what the config says
+  assert only.chat_template is None
+  with pytest.raises(ValueError, match=r"no chat template called default, only \['tool_use'\]"):
+    only.apply_chat(TALK)
+  (folder / 'chat_template.jinja').write_text('{{ bos_token }}{{ enable_thinking }}')
+  both = load_tokenizer(folder)
+  assert both.apply_chat(TALK, enable_thinking=False) == 'False'
+  assert both.apply_chat(TALK, tools=[{'name': 'f'}]) == 'Ff'
+  both.save(tmp_path / 'copy')
+  assert load_tokenizer(tmp_path / 'copy').templates == both.templates
+
+
+def test_tokens_that_only_the_config_knows_are_added(tmp_path):
+  decoder = {
+    '257': {'content': '<new>', 'special': True, 'lstrip': True},
+    '256': {'content': '<s>', 'special': True},
+  }
+  folder = vocabularies.write_tokenizer(
+    tmp_path, special={'bos_token': '<s>'}, config={'added_tokens_decoder': decoder}
+  )
+  tokenizer = load_tokenizer(folder)
+  assert tokenizer.encode('a <new>') == [*tokenizer.encode('a'), 257]
+  assert tokenizer.special_ids == {256, 257}
+  (folder / 'tokenizer_config.json').write_text('{"bos_token": "<s>"}')
+  assert load_tokenizer(folder).fingerprint != tokenizer.fingerprint
+
+
+def test_a_word_of_the_vocabulary_is_special_by_its_role(tmp_path):
+  folder = vocabularies.write_tokenizer(tmp_path, merges=[('a', 'b')], config={'eos_token': 'ab'})
+  tokenizer = load_tokenizer(folder)
+  assert tokenizer.special_ids == {tokenizer.eos_id}
+
+
+def test_a_bare_tokenizer_json_has_its_usual_special_tokens(tmp_path):
+  folder = vocabularies.write_tokenizer(tmp_path / 'a', added=['<|endoftext|>', '<pad>', '<x>'])
+  (folder / 'tokenizer_config.json').unlink()
+  content = (folder / 'tokenizer.json').read_bytes()
+  (tmp_path / 'b').mkdir()
+  path = tmp_path / 'b' / 'some.json.gz'
+  path.write_bytes(gzip.compress(content))
+  for tokenizer in (load_tokenizer(folder), load_tokenizer(path)):
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (256, 256, 257)
+    assert not tokenizer.adds_bos
+    tokenizer.save(tmp_path / 'copy')
+    assert load_tokenizer(tmp_path / 'copy').fingerprint == tokenizer.fingerprint
+  (folder / 'generation_config.json').write_text('{"eos_token_id": 258}')
+  assert load_tokenizer(folder).eos_id == 258
+
+
 def test_a_length_limit_in_the_file_does_not_apply(tmp_path):
   tokenizer = load_tokenizer(vocabularies.write_tokenizer(tmp_path))
   assert len(tokenizer.encode('abcdef')) == 6
@@ -83,12 +141,18 @@ def test_errors_say_what_was_expected(tmp_path):
   folder = vocabularies.write_tokenizer(tmp_path / 'a', config={'eos_token': '<nope>'})
   with pytest.raises(ValueError, match="eos_token '<nope>' is not in its vocabulary"):
     load_tokenizer(folder)
+  (folder / 'tokenizer_config.json').write_text('[]')
+  with pytest.raises(ValueError, match='should hold a JSON object'):
+    load_tokenizer(folder)
   (folder / 'tokenizer_config.json').write_text('{')
   with pytest.raises(ValueError, match=r'tokenizer_config.json is not JSON'):
     load_tokenizer(folder)
   (folder / 'tokenizer_config.json').write_text('{}')
   with pytest.raises(ValueError, match='has no chat template'):
     load_tokenizer(folder).apply_chat(TALK)
+  (folder / 'tokenizer.json').write_text('{"model": 1}')
+  with pytest.raises(ValueError, match=r'cannot read its tokenizer.json'):
+    load_tokenizer(folder)
 
 
 def test_byte_tokenizer_files_are_plain_hugging_face_files(tmp_path):

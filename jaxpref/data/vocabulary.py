@@ -28,6 +28,12 @@ ROLES = (
   'cls_token',
   'mask_token',
 )
+_USUAL = {
+  'bos_token': ('<s>', '<|begin_of_text|>', '<bos>', '<|endoftext|>'),
+  'eos_token': ('</s>', '<|end_of_text|>', '<eos>', '<|endoftext|>'),
+  'pad_token': ('<pad>', '[PAD]'),
+  'unk_token': ('<unk>',),
+}
 TEMPLATES = 'additional_chat_templates'  # a folder of named ones
 _COMPANIONS = (
   'tokenizer_config.json',
@@ -56,7 +62,8 @@ def read(source) -> dict[str, bytes]:
     files[f'{TEMPLATES}/{template.name}'] = template.read_bytes()
   if main.name.endswith(('.json', '.json.gz')) and main.name not in _VOCABULARIES:
     content = main.read_bytes()
-    return files | {'tokenizer.json': gzip.decompress(content) if main.suffix == '.gz' else content}
+    files['tokenizer.json'] = gzip.decompress(content) if main.suffix == '.gz' else content
+    return _usual_config(str(source), files) | files
   config = read_json(str(source), files, 'tokenizer_config.json')
   if main.suffix == '.model':
     backend, special = _sentencepiece(main, config)
@@ -128,6 +135,23 @@ def add_tokens(
   return added
 
 
+def _usual_config(name: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
+  """A tokenizer_config.json for a bare tokenizer.json, whose special tokens go by usual names."""
+  if 'special_tokens_map.json' in files:
+    return {}
+  added = read_json(name, files, 'tokenizer.json').get('added_tokens') or []
+  special = {token.get('content') for token in added if token.get('special')}
+  roles = {r: next((t for t in texts if t in special), None) for r, texts in _USUAL.items()}
+  if 'eos_token_id' in read_json(name, files, 'generation_config.json'):
+    del roles['eos_token']
+  return {'tokenizer_config.json': _config_json({r: t for r, t in roles.items() if t})}
+
+
+def _config_json(values: Mapping[str, Any]) -> bytes:
+  fixed = {'tokenizer_class': 'PreTrainedTokenizerFast', 'clean_up_tokenization_spaces': False}
+  return json.dumps({**fixed, **values}, indent=2).encode()
+
+
 def _main_file(path: pathlib.Path) -> pathlib.Path:
   """The file that holds the vocabulary: `path` itself, or the first that its folder has."""
   if path.is_file():
@@ -197,16 +221,11 @@ def _converted(
       special_tokens=[(text, backend.token_to_id(text)) for text in {*starts, *ends}],
     )
   kept = ('chat_template', 'model_max_length', 'padding_side', 'truncation_side')
-  written = {
-    'tokenizer_class': 'PreTrainedTokenizerFast',
-    'clean_up_tokenization_spaces': False,
-    **{key: config[key] for key in kept if key in config},
-    **special,
-  }
+  written = {key: config[key] for key in kept if key in config} | special
   rest = {n: c for n, c in files.items() if 'chat_template' in n or n == 'generation_config.json'}
   return rest | {
     'tokenizer.json': backend.to_str().encode(),
-    'tokenizer_config.json': json.dumps(written, indent=2).encode(),
+    'tokenizer_config.json': _config_json(written),
   }
 
 
