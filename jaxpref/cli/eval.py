@@ -11,17 +11,18 @@ Intervals take prompts as independent. Objectives without a reference need none.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from rich import table as rich_table
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 from rich.text import Text
 
 from jaxpref import config as config_keys
@@ -37,6 +38,7 @@ from jaxpref.models import Model
 from jaxpref.objectives import Metric, Objective, parse, reduce_metrics
 from jaxpref.train import policy
 from jaxpref.train.checkpoint import Checkpoints
+from jaxpref.train.reference import Table
 from jaxpref.train.step import make_fields, model_fields
 from jaxpref.train.workdir import read_config
 from jaxpref.typing import Params
@@ -81,12 +83,15 @@ def main(argv: Sequence[str]) -> int:
   objective = parse(config.objective, imports=tuple(config.imports))
   tokenizer = policy.find_tokenizer(own.model, own.tokenizer or '')
   dataset = load_dataset(own, config, tokenizer)
+  mesh = sharding.make_mesh(config_keys.default().mesh.to_dict())  # all devices of this machine
+  tables = {}
+  if needed := 'ref_logps' in objective.fields:
+    # The reference goes before the policy comes: memory has to hold one of them only.
+    dtype = None if config.dtype == 'auto' else config.dtype
+    tables['ref_logps'] = tabulate(own, tokenizer, dtype, dataset, mesh)
   model, params = load_model(own, tokenizer)
-  needed = 'ref_logps' in objective.fields
-  reference = find_reference(own, model, tokenizer) if needed else None
-  found = evaluate(
-    model, params, objective, dataset, reference, own.batch_size or config.batch.size
-  )
+  size = own.batch_size or config.batch.size
+  found = evaluate(model, params, objective, dataset, tables, size, mesh)
   show(found, str(objective), open_console())
   if own.json:
     about = {
@@ -124,9 +129,17 @@ def load_dataset(own: flags.FlagValues, config: ConfigDict, tokenizer: Tokenizer
   return held_out
 
 
-def find_reference(
-  own: flags.FlagValues, model: Model, tokenizer: Tokenizer
-) -> tuple[Model, Params]:
+def tabulate(
+  own: flags.FlagValues, tokenizer: Tokenizer, dtype: str | None, dataset: Dataset, mesh: Mesh
+) -> Table:
+  """The reference's log-probs on `dataset`."""
+  model, params = find_reference(own, tokenizer)
+  params = jax.device_put(params, sharding.params_sharding(mesh, params))
+  console = Console(stderr=True)
+  return run.reference_table(console, model.replace(dtype=dtype), params, mesh, dataset)
+
+
+def find_reference(own: flags.FlagValues, tokenizer: Tokenizer) -> tuple[Model, Params]:
   """The model called --reference, or by default what the run saved as its reference."""
   if own.reference:
     theirs = policy.find_tokenizer(own.reference, own.tokenizer or '')
@@ -135,11 +148,11 @@ def find_reference(
         f'--reference={own.reference} has the tokenizer {theirs.name!r}, the model '
         f'{tokenizer.name!r}: their log-probs are of different tokens'
       )
-    found, params = policy.load(own.reference, tokenizer)
-    return found.replace(dtype=model.dtype), params
+    return policy.load(own.reference, tokenizer)
   if policy.is_workdir(own.model):
     checkpoints = Checkpoints(own.model, read_only=True)
     if checkpoints.has_reference():
+      model = Model(policy.architecture(own.model, tokenizer))
       return model, checkpoints.restore_reference()
   raise flags.Error(
     'the objective compares with a reference; give --reference=<workdir, folder or preset:name>'
@@ -151,17 +164,12 @@ def evaluate(
   params: Params,
   objective: Objective,
   dataset: Dataset,
-  reference: tuple[Model, Params] | None,
+  tables: Mapping[str, Table],
   batch_size: int,
+  mesh: Mesh,
 ) -> Evaluation:
-  """Metrics of `objective` and the policy's entropy over `dataset`, on all devices."""
-  mesh = sharding.make_mesh(config_keys.default().mesh.to_dict())
+  """Metrics of `objective` and the policy's entropy over `dataset`; `tables` as for `Batches`."""
   console = Console(stderr=True)
-  tables = {}
-  if reference is not None:
-    frozen, weights = reference
-    weights = jax.device_put(weights, sharding.params_sharding(mesh, weights))
-    tables['ref_logps'] = run.reference_table(console, frozen, weights, mesh, dataset)
   groups = sharding.groups(mesh)
   size = -(-min(batch_size, len(dataset)) // groups) * groups
   batches = Batches(dataset, size, None, 1, groups, tables=tables)
@@ -195,7 +203,7 @@ def evaluate(
 
 def show(found: Evaluation, title: str, console: Console) -> None:
   """Prints a table of the metrics."""
-  table = Table(title=Text(title))
+  table = rich_table.Table(title=Text(title))
   table.add_column('metric')
   table.add_column('value', justify='right')
   table.add_column('95 % interval')
