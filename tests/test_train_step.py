@@ -1,5 +1,7 @@
 """The step: exact for any microbatch, packing and mesh; safe when something is not finite."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,7 +55,13 @@ class Noise:
 
 @pytest.fixture(scope='module')
 def tiny():
-  return init(preset('tiny', vocab_size=50, width=32), jax.random.key(0))
+  return init(preset('tiny', vocab_size=50, width=32, num_layers=1), jax.random.key(0))
+
+
+@functools.cache
+def compiled(model, optimizer):
+  """One program for all tests that take the same batches."""
+  return jax.jit(make_step(model, optimizer))
 
 
 def run(
@@ -65,8 +73,8 @@ def run(
   optimizer = optimizer or Optimizer('sgd')
   tables = {'ref_logps': Noise(data)}
   batches = Batches(data, 8, seed=0, tables=tables, **options)
-  state = init_state(params, optimizer.init(scalars, params))
-  step = jax.jit(make_step(model, optimizer))
+  state = jax.jit(lambda p: init_state(p, optimizer.init(scalars, p)))(params)
+  step = compiled(model, optimizer)
   hparams = Hparams(objective, scalars)
   if mesh is not None:
     state = jax.device_put(state, sharding.params_sharding(mesh, state))
@@ -94,7 +102,7 @@ def assert_same(left, right, tolerance=1e-5):
   )
 
 
-@pytest.mark.parametrize('name', OBJECTIVES)
+@pytest.mark.parametrize('name', ['sum', 'coupled', pytest.param('dpo', marks=pytest.mark.slow)])
 def test_microbatches_and_groups_do_not_matter(tiny, name):
   whole = run(tiny, OBJECTIVES[name])
   for micro, groups in ((2, 1), (4, 2)):
@@ -107,7 +115,10 @@ def test_packing_does_not_matter(tiny):
     assert_same(shared, run(tiny, OBJECTIVES['sum'], steps=2, packing=packing))
 
 
-@pytest.mark.parametrize('sizes', [{'data': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}])
+@pytest.mark.parametrize(
+  'sizes',
+  [{'data': 2, 'fsdp': 2, 'tensor': 2}, pytest.param({'data': 8}, marks=pytest.mark.slow)],
+)
 def test_eight_devices_equal_one(tiny, sizes):
   one = run(tiny, OBJECTIVES['sum'], steps=2)
   mesh = sharding.make_mesh(sizes)
