@@ -1,5 +1,6 @@
 """Configs are found by name and by path, in a checkout and in a wheel."""
 
+import json
 import os
 import subprocess
 import sys
@@ -94,3 +95,22 @@ def test_a_wheel_in_an_empty_folder_resolves_by_name(wheel, tmp_path):
   path, *known = done.stdout.split()
   assert path == f'{wheel / "jaxpref" / "configs" / "dpo.py"}:tiny'
   assert known == configs.list_configs()
+
+
+@pytest.mark.slow
+def test_a_wheel_in_an_empty_folder_trains(wheel, tmp_path):
+  (tmp_path / 'empty').mkdir()
+  arguments = ['--config=dpo:tiny', '--config.steps=2', '--config.batch.size=8', '--workdir=w']
+  done = subprocess.run(
+    [sys.executable, '-m', 'jaxpref.cli.main', 'train', *arguments],
+    cwd=tmp_path / 'empty',
+    env={**os.environ, 'PYTHONPATH': str(wheel), 'XLA_FLAGS': ''},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+  )
+  assert done.returncode == 0, done.stdout
+  assert f'jsonl:{wheel / "jaxpref" / "configs" / "tiny_pairs.jsonl"}' in done.stdout
+  lines = (tmp_path / 'empty' / 'w' / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(line)['step'] for line in lines] == [1, 2, 2]
+  assert (tmp_path / 'empty' / 'w' / 'checkpoints' / '2').is_dir()
