@@ -85,7 +85,8 @@ def collect(examples: Iterable[tuple[str, int, Example]], meta: Mapping[str, Any
       of_candidates[row, :count, y] = example.extras[name]
     if names['of_tokens']:
       columns = [np.concatenate(example.extras[name]) for name in names['of_tokens']]
-      of_tokens += [np.zeros((len(example.prompt), len(columns))), np.stack(columns, 1)]
+      of_tokens.append(np.zeros((len(example.prompt), len(columns)), np.float32))
+      of_tokens.append(np.stack(columns, 1))
   extras = [[example.extras[name] for name in names['extras']] for _, _, example in rows]
   total = int(lengths.sum(dtype=np.int64))
   return Arrays(

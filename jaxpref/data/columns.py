@@ -5,7 +5,8 @@
   KEY            what stands under that key; a path goes down: 'gpt4.solution', 'turns.0.text',
                  'answers.*.text' (of every item of a list), 'wrong answers.;.0' (text cut at ;)
   A|B|C          the list of several
-  'Q: {A} {B}'   text with braces: what stands there is put in; \\n and \\t are newline and tab
+  'Q: {A} {B}'   text with braces: what stands there is put in, a list one a line;
+                 \\n and \\t are newline and tab
   A==TEXT        true where A holds TEXT, else false
   (nothing)      leave a key of that name out
 """
@@ -126,4 +127,6 @@ def _down(value: Any, steps: list[str], path: str) -> Any:
 def _written(value: Any) -> str:
   if isinstance(value, bool) or value is None:
     return {True: 'true', False: 'false', None: ''}[value]
+  if isinstance(value, list):
+    return '\n'.join(map(_written, value))
   return f'{value:g}' if isinstance(value, float) and value == round(value) else str(value)

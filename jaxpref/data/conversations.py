@@ -103,7 +103,7 @@ def from_transcript(text: str) -> list[Message]:
   """
   if not text.startswith(HUMAN):
     return [{'role': 'user', 'content': text}]
-  talk = []
+  talk: list[Message] = []
   for human in text.split(HUMAN)[1:]:
     asked, *answers = human.split(ASSISTANT)
     talk.append({'role': 'user', 'content': asked.strip()})

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxpref.data import cache, examples
+from jaxpref.data import cache
 from jaxpref.data.examples import Example
 
 
@@ -46,7 +46,7 @@ class Dataset:
     cuts = ends[:-1] - self._starts[row]
     prompt, *candidates = np.split(tokens, cuts)
     meta = self.arrays.meta
-    extras: dict[str, examples.Extra] = {
+    extras: dict[str, Any] = {
       name: float(value)
       for name, value in zip(meta['extras'], self.arrays.extras[row], strict=True)
     }

@@ -12,7 +12,7 @@ and of every prompt + completion) is the prompt, and everything after it is scor
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,6 @@ from jaxpref.data.records import Record
 from jaxpref.data.tokenizer import Tokenizer
 
 Span = tuple[int, int]
-# A number of the example [], of each candidate [K], or of each token: K arrays [C_k].
-Extra = float | np.ndarray | tuple[np.ndarray, ...]
 TRUNCATE = ('prompt_left', 'end', 'drop')
 
 
@@ -36,7 +34,8 @@ class Example(NamedTuple):
   prompt: np.ndarray  # int32 [P]
   candidates: tuple[np.ndarray, ...]  # K of int32 [C_k]
   scored: tuple[np.ndarray, ...]  # K of bool [C_k]
-  extras: dict[str, Extra]  # see `records`
+  # Each a number, float32 [K] over the candidates, or K of float32 [C_k] over their tokens.
+  extras: dict[str, Any]
 
 
 def prompt_tokens(
@@ -76,7 +75,7 @@ def make_example(record: Record, tokenizer: Tokenizer, report: Counter) -> Examp
       raise ValueError('nothing to score: the completion has no token that another one precedes')
     candidates.append(np.asarray(tokens[border:], np.int32))
     scored.append(mask[border:])
-  extras: dict[str, Extra] = {
+  extras = {
     name: np.asarray(value, np.float32) if isinstance(value, tuple) else value
     for name, value in record.extras.items()
   }
@@ -86,18 +85,17 @@ def make_example(record: Record, tokenizer: Tokenizer, report: Counter) -> Examp
   return Example(np.asarray(prompt[:border], np.int32), tuple(candidates), tuple(scored), extras)
 
 
-def _step_fields(record: Record, tokens, border: int, tokenizer: Tokenizer) -> dict[str, Extra]:
+def _step_fields(record: Record, tokens, border: int, tokenizer: Tokenizer) -> dict[str, Any]:
   """'step_ends' and 'step_labels' of a stepwise record's one candidate.
 
   A step ends with the last token that lies wholly within it.
   """
-  (completion,) = record.completions
-  plain = isinstance(record.prompt, str)
-  if plain:
-    text, start = record.prompt + completion, len(record.prompt)
+  prompt, (completion,) = record.prompt, record.completions
+  if plain := isinstance(completion, str):
+    text, start = f'{prompt}{completion}', len(prompt)
   else:
-    text = tokenizer.apply_chat([*record.prompt, *completion], **_template_options(record.tools))
-    steps = completion[0]['content']
+    text = tokenizer.apply_chat([*prompt, *completion], **_template_options(record.tools))
+    steps = completion[-1]['content']
     start = text.rfind(steps.strip())  # some templates strip what they are given
     if start < 0:
       raise ValueError('the chat template rewrites the steps, so their ends cannot be found')
@@ -106,7 +104,7 @@ def _step_fields(record: Record, tokens, border: int, tokenizer: Tokenizer) -> d
   for end, label in record.steps:
     part = tokenizer.encode(text[: start + end])
     if plain:
-      part = _with_bos(part, tokenizer, always=not record.prompt)
+      part = _with_bos(part, tokenizer, always=not prompt)
     last = max(_common_prefix(part, tokens) - 1, border)
     found[last], labels[last] = 1, label
   return {'step_ends': (found[border:],), 'step_labels': (labels[border:],)}
@@ -150,7 +148,7 @@ def truncate(
   return Example(prompt, candidates, scored, extras)
 
 
-def _template_options(tools: Sequence[Mapping] | None) -> dict[str, Sequence[Mapping]]:
+def _template_options(tools: Sequence[Mapping] | None) -> dict[str, Any]:
   return {'tools': tools} if tools else {}
 
 
@@ -186,7 +184,7 @@ def _read_text(prompt: str, completion: str, tokenizer: Tokenizer):
 
 def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer, tools):
   options = _template_options(tools)
-  text = tokenizer.apply_chat(messages, **options)
+  text, marked = tokenizer.render_chat(messages, **options)
   tokens = tokenizer.encode(text)
   stops = [i for i, token in enumerate(tokens) if token in tokenizer.stop_ids]
   if stops and not tokenizer.decode(tokens[stops[-1] + 1 :]).strip():
@@ -195,7 +193,7 @@ def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer, tools):
   elif tokenizer.eos_id is not None:  # a template that never ends a turn
     tokens.append(tokenizer.eos_id)
     stops.append(len(tokens) - 1)
-  if marked := tokenizer.generated_spans(messages, **options):
+  if marked:
 
     def index(characters: int) -> int:
       return _common_prefix(tokenizer.encode(text[:characters]), tokens)

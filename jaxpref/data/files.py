@@ -244,9 +244,11 @@ def _read_csv(path: str, options, bad: Bad) -> Iterator[tuple[str, Record]]:
   tabs = form_of(path) == 'tsv'
   csv.field_size_limit(MAX_LINE)
   delimiter = options.get('delimiter', '\t' if tabs else ',')
-  quoting = csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL
   lines = (line.replace('\0', '\ufffd') for _, line in _text_lines(path, bad))
-  rows = csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+  if tabs:
+    rows = csv.reader(lines, delimiter=delimiter, quoting=csv.QUOTE_NONE, strict=True)
+  else:
+    rows = csv.reader(lines, delimiter=delimiter, strict=True)
   header = options['names'].split(',') if 'names' in options else None
   while True:
     number = rows.line_num + 1

@@ -42,7 +42,7 @@ def show(
       quote = console.color_system is None
       style = 'red' if k else 'green'
       parts += [Text(head, 'bold'), _render(tokens, scored, style, tokenizer, boundaries, quote)]
-    extras = ''.join(f' · {name} {value:g}' for name, value in example.extras.items())
+    extras = ''.join(f' · {name} {_number(value)}' for name, value in example.extras.items())
     title = Text(f'example {index} · {dataset.origin(index)}{extras}')
     console.print(Panel(Text.assemble(*parts), title=title, title_align='left'))
 
@@ -64,6 +64,13 @@ def length_table(dataset: Dataset) -> Table:
     values = (f'{n:,.0f}' for n in (low, middle, high, higher, top, lengths.sum(dtype=np.int64)))
     table.add_row(name, f'{lengths.mean():,.1f}', *values)
   return table
+
+
+def _number(value) -> str:
+  """An extra as text: a number, one for each candidate, or how many tokens have one."""
+  if isinstance(value, tuple):
+    return f'on {sum(int(np.count_nonzero(numbers)) for numbers in value)} tokens'
+  return ', '.join(f'{number:g}' for number in np.ravel(value))
 
 
 def _candidate_names(count: int) -> list[str]:

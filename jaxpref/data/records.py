@@ -53,8 +53,6 @@ KINDS = {
 }
 STEP = '\n'  # written after a step that ends without white space
 
-Extras = dict[str, float | tuple[float, ...]]
-
 
 class Record(NamedTuple):
   """A prompt and its completions, best first: all strings, or all lists of messages.
@@ -64,7 +62,7 @@ class Record(NamedTuple):
 
   prompt: Text
   completions: tuple[Text, ...]
-  extras: Extras  # a tuple holds one number a completion
+  extras: dict[str, Any]  # a number, or a tuple of one for each completion
   steps: tuple[tuple[int, float], ...] = ()  # (end in the completion's text, label)
   tools: list | None = None
 
@@ -160,7 +158,7 @@ def _ranked(origin: str, value: Mapping[str, Any]) -> Record:
       scores[i] += 1 - second
       scores[j] += second
   else:
-    scores = [values.number(origin, said[0], number) for number in numbers]
+    scores = [values.grade(origin, said[0], number) for number in numbers]
     scores = scores if said[0] == 'scores' else [max(scores) - score for score in scores]
   order = sorted(range(len(given)), key=lambda k: -scores[k])  # stable: ties stay as they stand
   record.extras['scores'] = tuple(scores[k] for k in order)
@@ -180,10 +178,7 @@ def _stepwise(origin: str, value: Mapping[str, Any]) -> Record:
       )
     whole += text if text[-1].isspace() else text + STEP
     if label is not None:  # PRM800K leaves some steps unrated
-      number = (
-        float(label) if isinstance(label, bool) else values.number(origin, f'labels[{i}]', label)
-      )
-      steps.append((len(whole), number))
+      steps.append((len(whole), values.grade(origin, f'labels[{i}]', label)))
   record = _with_prompt(origin, {**value, 'completions': whole}, ('completions',))
   return record._replace(steps=tuple(steps))
 

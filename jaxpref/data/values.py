@@ -31,6 +31,11 @@ def number(origin: str, key: str, value: Any) -> float:
   return found
 
 
+def grade(origin: str, key: str, value: Any) -> float:
+  """A number, or true (1) or false (0)."""
+  return float(value) if isinstance(value, bool) else number(origin, key, value)
+
+
 def share(origin: str, key: str, value: Any) -> float:
   """A probability."""
   found = number(origin, key, value)
