@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import subprocess
 
 import pytest
 
@@ -12,6 +13,18 @@ from jaxpref.data.tokenizer import load_tokenizer
 FIXTURES = pathlib.Path(__file__).parent / 'testdata' / 'chat'
 EXPECTED = json.loads((FIXTURES / 'texts.json').read_text())
 MODELS = sorted(path.name for path in FIXTURES.glob('*.model'))
+
+
+IN_TRANSFORMERS = """
+import json, sys, transformers
+texts, folders = json.load(sys.stdin)
+made = {}
+for folder in folders:
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  plain = [tokenizer(text, add_special_tokens=False).input_ids for text in texts]
+  made[folder] = [plain, tokenizer(texts[5]).input_ids, tokenizer.special_tokens_map]
+print(json.dumps(made))
+"""
 
 
 def merges_folder(target, kind, **changes):
@@ -131,3 +144,29 @@ def test_every_prefix_of_a_model_file_is_refused_or_read():
       assert sentencepiece.parse(content[:size]).pieces
     except ValueError as error:
       assert 'not a SentencePiece model' in str(error)
+
+
+@pytest.mark.slow
+def test_saved_folders_open_in_transformers_with_the_same_ids(tmp_path):
+  python = pathlib.Path(__file__).parent.parent / '.venv-chat-fixtures' / 'bin' / 'python'
+  if not python.exists():
+    pytest.skip('no transformers: tools/make_chat_fixtures.py makes .venv-chat-fixtures')
+  texts = EXPECTED['texts']
+  sources = {name: FIXTURES / name for name in MODELS} | {'byte': 'byte'}
+  for kind in ('GPT2Tokenizer', 'Qwen2Tokenizer'):
+    sources[kind] = merges_folder(tmp_path / f'source {kind}', kind)
+  expected = {}
+  for name, source in sources.items():
+    tokenizer, folder = load_tokenizer(source), tmp_path / name
+    tokenizer.save(folder)
+    bos = [tokenizer.bos_id] if tokenizer.adds_bos else []
+    ids = [tokenizer.encode(text) for text in texts]
+    expected[str(folder)] = [ids, bos + ids[5], tokenizer.special]
+  done = subprocess.run(
+    [python, '-c', IN_TRANSFORMERS],
+    input=json.dumps([texts, list(expected)]),
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  assert json.loads(done.stdout) == expected
