@@ -3,9 +3,9 @@
 import dataclasses
 import datetime
 import json
-import os
 import pathlib
-import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -135,9 +135,25 @@ def test_memory_that_grows_step_by_step_is_bounded():
 
 
 def test_the_renderer_is_replaced_when_it_is_killed():
-  assert text('a') == 'a'
-  os.kill(chat._process.process.pid, signal.SIGKILL)
-  assert text('b') == 'b'
+  for wait in (True, False):
+    assert text(f'a{wait}') == f'a{wait}'
+    chat._process.process.kill()
+    if wait:
+      chat._process.process.wait()
+    assert text(f'b{wait}') == f'b{wait}'
+
+
+def test_a_forked_child_has_a_renderer_of_its_own():
+  assert text('{{ 1 }}') == '1'
+  program = (
+    'import os, sys; from jaxpref.data import chat\n'
+    'text = lambda t: chat.render(t, []).text\n'
+    'assert text("a") == "a"\n'
+    'child = os.fork()\n'
+    'for i in range(50): assert text(f"{child} {i}") == f"{child} {i}"\n'
+    'if child: sys.exit(os.waitpid(child, 0)[1])\n'
+  )
+  subprocess.run([sys.executable, '-c', program], check=True, timeout=120)
 
 
 def test_threads_get_their_own_answers():

@@ -7,6 +7,7 @@ that escapes no HTML. They run in jinja2's immutable sandbox, in a process of th
 """
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -100,13 +101,12 @@ class _Process:
   def __init__(self):
     self.lock = threading.Lock()
     self.process: subprocess.Popen[bytes] | None = None
-    self.last: tuple[bytes, dict[str, Any]] = (b'', {})
+    # The same prompt is rendered for every completion, and for its text, spans and tokens.
+    self.recent = functools.lru_cache(maxsize=8)(self._ask)
 
   def ask(self, request: bytes) -> dict[str, Any]:
     with self.lock:
-      if self.last[0] != request:  # its text and its spans are often asked for one by one
-        self.last = (request, self._ask(request))
-      return self.last[1]
+      return self.recent(request)
 
   def _ask(self, request: bytes) -> dict[str, Any]:
     for _ in range(2):
@@ -130,7 +130,8 @@ class _Process:
   def close(self) -> None:
     if self.process is not None:
       process, self.process = self.process, None
-      with process:  # closes its stdin, which ends it, and waits
+      # Leaving closes its stdin, which ends it, and waits. What a dead one has not read is lost.
+      with contextlib.suppress(BrokenPipeError), process:
         pass
 
 
