@@ -30,20 +30,25 @@ STYLE = {
 }
 
 
-def training(
-  path: pathlib.Path,
-  train: Sequence[Mapping[str, float]],
-  held_out: Sequence[Mapping[str, float]],
-) -> None:
-  """Loss, accuracy and margin over steps; each line of metrics holds `step` and these names."""
+def training(path: pathlib.Path, metrics: Sequence[Mapping[str, float]]) -> None:
+  """DPO's loss, accuracy and margin over steps.
+
+  Lines of metrics hold `step` and some of these names, with `eval/` before it those held out.
+  """
+  # Of a sum of losses, the part named dpo.
+  loss = 'loss/dpo' if any('loss/dpo' in line for line in metrics) else 'loss'
   panels = (
-    ('loss', 'DPO loss', np.log(2), 'log 2: no preference'),
+    (loss, 'DPO loss', np.log(2), 'log 2: no preference'),
     ('rewards/accuracies', 'Pairs ranked as labelled', 0.5, 'chance'),
     ('rewards/margins', 'Reward margin, chosen - rejected', 0.0, ''),
   )
   with matplotlib.rc_context(STYLE):
     figure = Figure(figsize=(11, 3.4), layout='constrained')
     for axes, (name, title, level, meaning) in zip(figure.subplots(1, 3), panels, strict=True):
+      lines = metrics
+      if name == 'rewards/accuracies':
+        # Before the first update all margins are zero up to rounding, so their signs mean nothing.
+        lines = [line for line in metrics if line['step'] > 1]
       axes.axhline(level, color=MUTED, linewidth=1, linestyle=':')
       if meaning:
         place = dict(xycoords=('axes fraction', 'data'), textcoords='offset points')
@@ -51,9 +56,10 @@ def training(
           meaning, (0.99, level), xytext=(0, 3), ha='right', color=MUTED, fontsize=9, **place
         )
       axes.plot(
-        *_series(train, name), color=MUTED, linewidth=1, alpha=0.8, label='train, per batch'
+        *_series(lines, name), color=MUTED, linewidth=1, alpha=0.8, label='train, per batch'
       )
-      axes.plot(*_series(held_out, name), color=AFTER, marker='o', markersize=4, label='held out')
+      held_out = _series(lines, f'eval/{name}')
+      axes.plot(*held_out, color=AFTER, marker='o', markersize=4, label='held out')
       axes.set(title=title, xlabel='DPO step')
       axes.margins(x=0.02)
     figure.axes[0].legend(loc='lower left')
@@ -108,16 +114,27 @@ def _frontier(axes: Axes, curve: Sequence[tuple[int, Estimate, Estimate]]) -> No
     linewidth=1.6, marker='o', markersize=5,
   )  # fmt: skip
   axes.plot(x[0], y[0], color=BEFORE, marker='o', markersize=7, linestyle='', zorder=3)
-  for step, at in zip(steps, zip(x, y, strict=True), strict=True):
-    label = 'reference' if step == 0 else f'{step}'
+  for i in _apart(x, y):
+    label = 'reference' if steps[i] == 0 else f'step {steps[i]}'
     offset = dict(xytext=(8, -13), textcoords='offset points', fontsize=9, color='#404040')
-    axes.annotate(label, at, **offset)
+    axes.annotate(label, (x[i], y[i]), **offset)
   axes.set(
     title='True score against KL along DPO, by step (95 % intervals)',
     xlabel='KL(policy || reference), nats per completion',
     ylabel='mean true score, held-out prompts',
   )
   axes.margins(x=0.1, y=0.1)
+
+
+def _apart(x: Sequence[float], y: Sequence[float]) -> list[int]:
+  """Points whose labels do not overlap, of the first, the last and then the others in order."""
+  spans = np.ptp(x) or 1.0, np.ptp(y) or 1.0
+  chosen: list[int] = []
+  for i in dict.fromkeys((0, len(x) - 1, *range(len(x)))):
+    gaps = [(abs(x[i] - x[j]) / spans[0], abs(y[i] - y[j]) / spans[1]) for j in chosen]
+    if all(across > 0.2 or up > 0.07 for across, up in gaps):
+      chosen.append(i)
+  return chosen
 
 
 def _arms(estimates: Sequence[Estimate]) -> np.ndarray:

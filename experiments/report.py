@@ -38,8 +38,7 @@ class Study:
 
   prompts: Sequence[str]
   evaluations: Sequence[Evaluation]
-  train_metrics: Sequence[Mapping[str, float]]  # lines with `step`, `loss`, `rewards/...`
-  held_out_metrics: Sequence[Mapping[str, float]]
+  metrics: Sequence[Mapping[str, float]]  # lines with `step`; held out as `eval/<name>`
   settings: Mapping[str, object]
   seconds: Mapping[str, float]  # phase -> wall time
   command: str
@@ -64,21 +63,21 @@ def rows(study: Study) -> list[tuple[str, str, str]]:
       f'{statistics.mean(before.scores):+.3f}',
       f'{statistics.mean(after.scores):+.3f}',
     ),
-    ('gain, paired by prompt', '', f'{gain:+.3f}'),
-    ('true score of valid reviews', *_valid_scores(before, after)),
+    ('gain, prompt by prompt', '', f'{gain:+.3f}'),
+    ('score of valid reviews', *_valid_scores(before, after)),
     ('valid reviews', *(f'{statistics.mean(e.valid):.1%}' for e in (before, after))),
-    ('win rate over the reference', '', f'{wins:.1%}'),
-    ('KL to the reference (k1), nats', '0', f'{after.kl.k1:.2f}'),
-    ('KL to the reference (k3), nats', '0', f'{after.kl.k3:.2f}'),
+    ('win rate over reference', '', f'{wins:.1%}'),
+    ('KL to reference, k1 (nats)', '0', f'{after.kl.k1:.2f}'),
+    ('KL to reference, k3 (nats)', '0', f'{after.kl.k3:.2f}'),
     ('distinct completions', f'{before.distinct():.1%}', f'{after.distinct():.1%}'),
-    ('characters a completion', *(f'{_mean_length(e):.1f}' for e in (before, after))),
+    ('characters per completion', *(f'{_mean_length(e):.1f}' for e in (before, after))),
   ]
 
 
 def write(folder: pathlib.Path, study: Study) -> pathlib.Path:
   """Writes `report.md` and its two figures into `folder`; returns the path of the report."""
   folder.mkdir(parents=True, exist_ok=True)
-  plots.training(folder / TRAINING_PLOT, study.train_metrics, study.held_out_metrics)
+  plots.training(folder / TRAINING_PLOT, study.metrics)
   curve = [(e.step, e.kl.k1, statistics.mean(e.scores)) for e in study.evaluations]
   plots.outcome(folder / OUTCOME_PLOT, study.before.scores, study.after.scores, curve)
   path = folder / 'report.md'
@@ -91,7 +90,7 @@ def summary(console: Console, study: Study) -> None:
   table = Table(
     title=f'{len(study.prompts)} held-out prompts, 95 % intervals', title_justify='left'
   )
-  table.add_column('')
+  table.add_column('', no_wrap=True)
   table.add_column('before DPO', justify='right')
   table.add_column('after DPO', justify='right')
   for row in rows(study):
@@ -132,21 +131,35 @@ def _samples(study: Study, n: int) -> list[tuple[str, ...]]:
   ]
 
 
+def _headline(study: Study) -> str:
+  before, after = (statistics.mean(e.scores).value for e in (study.before, study.after))
+  wins = statistics.win_rate(study.after.scores, study.before.scores)
+  kl = study.after.kl.k1.value
+  return (
+    f'**DPO moved the mean true score from {before:+.2f} to {after:+.2f}; its samples win '
+    f'{wins:.0%} against the reference, {kl:.1f} nats away from it.**'
+  )
+
+
 def _markdown(study: Study) -> str:
   samples_each = study.after.scores.shape[1]
   total = sum(study.seconds.values())
   return f"""# DPO on a world of film reviews
 
-A small decoder learns to write reviews (SFT) and writes pairs of them; a rule that knows the true
-sentiment labels the pairs, with noise (Bradley-Terry); DPO trains on the labels alone. Everything
-below is measured on {len(study.prompts)} held-out prompts, {samples_each} samples of each at
-temperature 1, scored by the rule.
+{_headline(study)}
+
+A small decoder learns to write film reviews, good and bad alike (SFT); this is the reference. It
+writes pairs of reviews; a judge who knows the true sentiment says which of a pair is better, and
+errs the more often the closer they are (Bradley-Terry). DPO learns from these labels alone. Then
+reference and result complete {len(study.prompts)} held-out prompts, {samples_each} times each at
+temperature 1, and the rule that defines true sentiment scores the texts from -1 to +1.
 
 {_table(('', 'before DPO', 'after DPO'), rows(study), '-::')}
 
-In brackets: 95 % intervals, prompts being the units (Wilson's for the win rate, in which a tie
-counts one half; normal ones elsewhere). KL is of whole completions, estimated on samples of the
-policy.
+In brackets: 95 % intervals, prompts being the units (Wilson's for the win rate, normal ones
+elsewhere). A win is a higher score than the reference's sample of the same prompt; a tie counts
+one half. KL is that of whole completions, KL(result ‖ reference), by two estimators on the same
+samples.
 
 ![true score before and after, and against KL]({OUTCOME_PLOT})
 
@@ -161,9 +174,9 @@ The first {min(SAMPLES, len(study.prompts))} held-out prompts, first sample of e
 ## How to read this
 
 - The intervals cover the draw of prompts and samples, not that of the training seed: other seeds
-  give somewhat other numbers. Run again with another seed to see how much.
-- A text that is no review (a misspelt word, a sentence cut off) scores -1. So part of the gain in
-  the first line is fewer slips; the line on valid reviews leaves that part out.
+  give somewhat other numbers. Run again with `--seed=1` to see how much.
+- A text that the world's grammar cannot read (broken, or cut off) is no review and scores -1, so
+  slips weigh on the first line; the line on valid reviews leaves them out.
 - Held-out prompts are new combinations of words that were seen in training, as the world is small.
 - The rule is the true reward here, so there is nothing to over-optimise but variety: read the score
   together with KL and the share of distinct completions.

@@ -1,12 +1,14 @@
-"""The quickstart runs end to end; DPO and the report get exactly what was sampled."""
+"""The quickstart gains what it says, in small; DPO and the report get exactly what was sampled."""
 
 import numpy as np
 import pytest
 
-from experiments import quickstart, reviews
+from experiments import judge, quickstart, reviews, vocabulary
 from experiments.quickstart import Settings
+from jaxpref import models
 from jaxpref.data.tokenizer import load_tokenizer
-from jaxpref.generation import Completion
+from jaxpref.evals import statistics
+from jaxpref.generation import Completion, generate
 
 
 def completion(text, tokenizer, k, finished=True):
@@ -18,8 +20,8 @@ def test_pairs_are_sampled_tokens_with_the_better_one_first():
   tokenizer = load_tokenizer('byte')
   texts = ' is awful.', ' is superb.', ' is fine.', ' is fine.', ' is good.', ' is go'
   row = [completion(text, tokenizer, k, finished=k < 5) for k, text in enumerate(texts)]
-  data = quickstart._pairs(['The plot'], [row], tokenizer, Settings(temperature=0.01))
-  assert len(data) == 2  # equal completions make no pair
+  data, agreement = judge.pairs(tokenizer, 0.01, 0, ['The plot'], [row])
+  assert len(data) == 2 and agreement == 1.0  # equal completions make no pair
   found = [[tokenizer.decode(c) for c in example.candidates] for example in data]
   eos = tokenizer.decode([tokenizer.eos_id])
   assert found == [[f' is superb.{eos}', f' is awful.{eos}'], [f' is good.{eos}', ' is go']]
@@ -27,21 +29,62 @@ def test_pairs_are_sampled_tokens_with_the_better_one_first():
   assert data[0].prompt.tolist() == [tokenizer.bos_id, *tokenizer.encode('The plot')]
 
 
+def test_judges_of_a_high_temperature_are_often_wrong():
+  tokenizer = load_tokenizer('byte')
+  row = [completion(t, tokenizer, k) for k, t in enumerate((' is fine.', ' is decent, and') * 200)]
+  _, agreement = judge.pairs(tokenizer, 1.2, 0, ['The plot'], [row])
+  assert agreement == pytest.approx(1 / (1 + np.exp(-1)), abs=0.1)  # scores 0.2 and -1
+
+
 def test_the_command_of_a_report_names_what_was_changed():
-  assert quickstart._changed(Settings(seed=3)) == {'seed': 3}
-  assert quickstart._changed(Settings()) == {}
+  assert quickstart._options(Settings(seed=3)) == ['--seed=3']
+  assert quickstart._options(Settings(objective='ipo()')) == ["--objective='ipo()'"]
+  assert quickstart._options(Settings()) == []
+
+
+def test_vocabulary_has_every_word_and_keeps_the_border_of_prompts(tmp_path):
+  prompts, held_out = reviews.prompts()
+  corpus = reviews.corpus(prompts, 4000)
+  texts = [review.prompt + review.completion for review in corpus]
+  tokenizer = vocabulary.learn(texts, quickstart.VOCABULARY, tmp_path)
+  for text, review in zip(texts, corpus, strict=True):
+    tokens = tokenizer.encode(text)
+    assert tokens == tokenizer.encode(review.prompt) + tokenizer.encode(review.completion)
+    assert tokenizer.decode(tokens) == text
+    assert len(tokens) == len(text.split()) + text.count('.') + text.count(',')
+  assert max(len(tokenizer.encode(prompt)) for prompt in held_out) <= 8
+  assert tokenizer.decode(tokenizer.encode('Żółw?\n')) == 'Żółw?\n'
+  assert tokenizer.adds_bos and tokenizer.stop_ids == (tokenizer.eos_id,)
+  again = vocabulary.learn(texts, quickstart.VOCABULARY, tmp_path / 'again')
+  assert again.fingerprint == tokenizer.fingerprint
 
 
 @pytest.mark.slow
 def test_quickstart_end_to_end(tmp_path):
-  tiny = Settings(
-    width=32, layers=1, sft_steps=3, sft_batch=4, samples_per_prompt=2, dpo_steps=2, dpo_batch=4,
-    evaluations=1, held_out_samples=1, max_new_tokens=24,
+  small = Settings(
+    sft_steps=250, sft_batch=64, samples_per_prompt=8, dpo_steps=60, dpo_batch=32,
+    evaluations=2, held_out_samples=2,
   )  # fmt: skip
-  study = quickstart.run(tiny, tmp_path)
-  assert [evaluation.step for evaluation in study.evaluations] == [0, 2]
-  assert abs(study.before.kl.k1.value) < 1e-3  # sampler and training path agree
-  assert study.held_out_metrics[0]['loss'] == pytest.approx(np.log(2), abs=1e-4)
-  assert [line['step'] for line in study.train_metrics] == [1, 2]
+  study = quickstart.run(small, tmp_path)
+  before, after = study.before, study.after
+  assert [evaluation.step for evaluation in study.evaluations] == [0, 30, 60]
   assert set(study.prompts) == set(reviews.prompts()[1])
-  assert {path.name for path in tmp_path.iterdir()} == {'report.md', 'training.png', 'outcome.png'}
+  assert abs(before.kl.k1.value) < 1e-3  # sampler and training path agree
+  assert study.metrics[0]['eval/loss/dpo'] == pytest.approx(np.log(2), abs=1e-4)
+  assert [line['step'] for line in study.metrics if 'learning_rate' in line] == [*range(1, 61)]
+
+  assert before.valid.mean() > 0.85 and after.valid.mean() > 0.85
+  assert statistics.difference(after.scores, before.scores).low > 0.05
+  assert statistics.win_rate(after.scores, before.scores).low > 0.5
+  assert 0.05 < after.kl.k1.value < 5
+
+  text = (tmp_path / 'report.md').read_text(encoding='utf-8')
+  assert f'{after.scores.mean():+.3f} [' in text and f'{after.kl.k1.value:.2f} [' in text
+  assert all((tmp_path / name).stat().st_size > 10_000 for name in ('training.png', 'outcome.png'))
+  model, params = models.load_hf(tmp_path / 'model')
+  tokenizer = load_tokenizer(tmp_path / 'model')
+  (again,) = generate(
+    model, params, tokenizer, study.prompts[:1], max_new_tokens=small.max_new_tokens,
+    rollout=quickstart.EVALUATION,
+  )  # fmt: skip
+  assert again.text == after.completions[0][0]  # the saved model is the one that was measured
