@@ -160,3 +160,23 @@ def test_byte_tokenizer_files_are_plain_hugging_face_files(tmp_path):
   config = json.loads((tmp_path / 'tokenizer_config.json').read_text())
   assert config['tokenizer_class'] == 'PreTrainedTokenizerFast'
   assert config['eos_token'] == '<|eos|>'
+
+
+@pytest.mark.parametrize(
+  ('file', 'content', 'error'),
+  [
+    ('added_tokens.json', '{"<x>": null}', r'expected \{"text": id\} in added_tokens.json'),
+    ('tokenizer_config.json', '{"added_tokens_decoder": [1]}', 'as added_tokens_decoder'),
+    ('tokenizer_config.json', '{"added_tokens_decoder": {"a": {}}}', 'as added_tokens_decoder'),
+    ('tokenizer_config.json', '{"chat_template": [{"name": "a"}]}', "list of {'name', 'template'}"),
+    ('tokenizer_config.json', '{"chat_template": 1}', "list of {'name', 'template'}"),
+    ('chat_template.jinja', b'\xff', 'should be UTF-8 text'),
+    ('tokenizer.json.gz', b'\x1f\x8b\x08', 'not a gzip file that can be read'),
+    ('tokenizer.json', b'\xff', r'cannot read its tokenizer\.json'),
+  ],
+)
+def test_broken_companions_say_what_they_should_hold(file, content, error, tmp_path):
+  folder = vocabularies.write_tokenizer(tmp_path / 'a')
+  (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
+  with pytest.raises(ValueError, match=error):
+    load_tokenizer(folder / file if file.endswith('.gz') else folder)

@@ -149,7 +149,7 @@ def _make(name: str, files: Mapping[str, bytes]) -> Tokenizer:
     if (eos := backend.id_to_token(eos_id)) is None:
       raise ValueError(f'tokenizer {name!r}: generation_config.json names no token: {eos_id}')
     special['eos_token'] = eos
-  templates = _templates(config, files)
+  templates = _templates(name, config, files)
   template = templates.get('default')
   turn_end = None if template is None else _end_of_turn(template, special, backend, special_ids)
   stops = [i for i in (eos_id, *generation_eos, turn_end) if i is not None]
@@ -174,20 +174,28 @@ def _make(name: str, files: Mapping[str, bytes]) -> Tokenizer:
   )
 
 
-def _templates(config: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, str]:
+def _templates(name: str, config: Mapping[str, Any], files: Mapping[str, bytes]) -> dict[str, str]:
   """Chat templates by name; where there are files of them, tokenizer_config.json has no say."""
   folder = f'{vocabulary.TEMPLATES}/'
-  written = {
-    file.removeprefix(folder).removesuffix('.jinja'): content.decode()
-    for file, content in files.items()
-    if file.startswith(folder)
-  }
-  if 'chat_template.jinja' in files:
-    written['default'] = files['chat_template.jinja'].decode()
-  template = config.get('chat_template')
-  if isinstance(template, list):  # several named templates
-    return written or {entry['name']: entry['template'] for entry in template}
-  return written or ({'default': template} if isinstance(template, str) else {})
+  try:
+    written = {
+      file.removeprefix(folder).removesuffix('.jinja'): content.decode()
+      for file, content in files.items()
+      if file.startswith(folder)
+    }
+    if 'chat_template.jinja' in files:
+      written['default'] = files['chat_template.jinja'].decode()
+    template = config.get('chat_template') or {}
+    if isinstance(template, str):
+      template = {'default': template}
+    elif isinstance(template, list):
+      template = {str(entry['name']): str(entry['template']) for entry in template}
+    return written or dict(template)
+  except (TypeError, KeyError, ValueError) as error:
+    raise ValueError(
+      f'tokenizer {name!r}: a chat template should be UTF-8 text, or in tokenizer_config.json a '
+      f"list of {{'name', 'template'}}; {type(error).__name__}: {error}"
+    ) from error
 
 
 def _end_of_turn(template, special, backend, special_ids) -> int | None:

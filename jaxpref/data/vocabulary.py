@@ -11,6 +11,7 @@ The last three become a tokenizer.json, which `transformers` opens with the same
 import gzip
 import json
 import pathlib
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,8 +62,7 @@ def read(source) -> dict[str, bytes]:
   for template in sorted((folder / TEMPLATES).glob('*.jinja')):
     files[f'{TEMPLATES}/{template.name}'] = template.read_bytes()
   if main.name.endswith(('.json', '.json.gz')) and main.name not in _VOCABULARIES:
-    content = main.read_bytes()
-    files['tokenizer.json'] = gzip.decompress(content) if main.suffix == '.gz' else content
+    files['tokenizer.json'] = _unpacked(main)
     return _usual_config(str(source), files) | files
   config = read_json(str(source), files, 'tokenizer_config.json')
   if main.suffix == '.model':
@@ -106,15 +106,11 @@ def add_tokens(
   'added_tokens_decoder' of tokenizer_config.json (id -> token), added_tokens.json (text -> id).
   """
   config = read_json(name, files, 'tokenizer_config.json')
-  texts = read_json(name, files, 'added_tokens.json')
-  wanted: dict[int, Any] = {int(i): text for text, i in texts.items()}
-  wanted |= {int(i): token for i, token in config.get('added_tokens_decoder', {}).items()}
   there = {token.content for token in backend.get_added_tokens_decoder().values()}
   named = set(special_tokens(config, read_json(name, files, 'special_tokens_map.json')).values())
   added = []
-  for i, token in sorted(wanted.items()):
-    fields = {'content': token} if isinstance(token, str) else dict(token)
-    text = fields.pop('content')
+  for i, fields in sorted(_listed(name, config, files).items()):
+    text = fields['content']
     if text in there:
       continue
     flags = {key: bool(fields.get(key)) for key in ('single_word', 'lstrip', 'rstrip')}
@@ -135,9 +131,26 @@ def add_tokens(
   return added
 
 
+def _listed(
+  name: str, config: Mapping[str, Any], files: Mapping[str, bytes]
+) -> dict[int, Mapping[str, Any]]:
+  """Id -> {'content': text, 'special': ...} of the added tokens that companion files list."""
+  try:
+    texts = read_json(name, files, 'added_tokens.json')
+    listed: dict[int, Mapping[str, Any]] = {int(i): {'content': t} for t, i in texts.items()}
+    for i, token in config.get('added_tokens_decoder', {}).items():
+      listed[int(i)] = {'content': str(token['content']), **token}
+    return listed
+  except (TypeError, ValueError, KeyError, AttributeError) as error:
+    raise ValueError(
+      f'tokenizer {name!r}: expected {{"text": id}} in added_tokens.json, {{"id": {{"content": ...}}}}'
+      f' as added_tokens_decoder of tokenizer_config.json; {type(error).__name__}: {error}'
+    ) from error
+
+
 def _usual_config(name: str, files: Mapping[str, bytes]) -> dict[str, bytes]:
   """A tokenizer_config.json for a bare tokenizer.json, whose special tokens go by usual names."""
-  if 'special_tokens_map.json' in files:
+  if 'tokenizer_config.json' in files or 'special_tokens_map.json' in files:
     return {}
   added = read_json(name, files, 'tokenizer.json').get('added_tokens') or []
   special = {token.get('content') for token in added if token.get('special')}
@@ -171,6 +184,16 @@ def _main_file(path: pathlib.Path) -> pathlib.Path:
     f"no tokenizer.json in {path} ({there}); expected 'byte', or a folder with a tokenizer.json, "
     f'a vocab.json and merges.txt, or a tokenizer.model{one}'
   )
+
+
+def _unpacked(path: pathlib.Path) -> bytes:
+  content = path.read_bytes()
+  if path.suffix != '.gz':
+    return content
+  try:
+    return gzip.decompress(content)
+  except (OSError, EOFError, zlib.error) as error:
+    raise ValueError(f'{path}: not a gzip file that can be read: {error}') from error
 
 
 def _sentencepiece(
