@@ -143,8 +143,8 @@ def _listed(
     return listed
   except (TypeError, ValueError, KeyError, AttributeError) as error:
     raise ValueError(
-      f'tokenizer {name!r}: expected {{"text": id}} in added_tokens.json, {{"id": {{"content": ...}}}}'
-      f' as added_tokens_decoder of tokenizer_config.json; {type(error).__name__}: {error}'
+      f'tokenizer {name!r}: expected {{"text": id}} in added_tokens.json, or {{"id": {{"content": '
+      f'...}}}} as added_tokens_decoder of tokenizer_config.json; {type(error).__name__}: {error}'
     ) from error
 
 
