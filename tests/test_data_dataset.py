@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import vocabularies
 
 from jaxpref.data import DataError, Example, from_examples, load, load_tokenizer
+from jaxpref.data.batches import Batches
 
 BYTE = load_tokenizer('byte')
 
@@ -176,3 +178,104 @@ def test_from_examples_checks(bad, message):
 def test_examples_agree_on_their_extras():
   with pytest.raises(ValueError, match=r"example 1 has the extras \['weight'\], example 0 \[\]"):
     from_examples([example([1], [2]), example([1], [2], weight=1.0)])
+
+
+@pytest.mark.parametrize(
+  ('record', 'kind', 'found', 'candidates', 'extras'),
+  [
+    ({'prompt': 'p', 'completions': ['a', 'b', 'c']}, 'auto', 'ranked', 3, set()),
+    (
+      {'prompt': 'p', 'completions': ['a', 'b', 'c'], 'ranks': [2, 1, 3]},
+      'preference',
+      'preference',
+      2,
+      {'scores', 'margin'},
+    ),
+    (pair('p', score_chosen=2, score_rejected=1), 'ranked', 'ranked', 2, {'scores', 'margin'}),
+    (pair('p', score_chosen=2, score_rejected=1), 'sft', 'sft', 1, set()),
+    (
+      {'prompt': 'p', 'first': 'a', 'second': 'b', 'verdict': 2},
+      'auto',
+      'preference',
+      2,
+      {'preference'},
+    ),
+    (
+      {'prompt': 'p', 'completions': ['a', 'b'], 'labels': [True, False]},
+      'auto',
+      'stepwise',
+      1,
+      {'step_ends', 'step_labels'},
+    ),
+    ({'prompt': 'p'}, 'auto', 'prompt', 0, set()),
+    ({'prompt': 'p', 'answer': 'a'}, 'prompt', 'prompt', 0, set()),
+    (pair('p'), 'prompt', 'prompt', 0, set()),
+  ],
+)
+def test_more_kinds(record, kind, found, candidates, extras, tmp_path):
+  data = load(write(tmp_path / 'a.jsonl', record, record), BYTE, kind=kind)
+  assert (data.kind, len(data[1].candidates)) == (found, candidates)
+  assert set(data.extras) == set(data[1].extras) == extras
+  assert BYTE.decode(data[1].prompt) == '<|bos|>p'
+
+
+def test_numbers_of_candidates_and_tokens_reach_the_batch(tmp_path):
+  lists = [
+    {'prompt': 'p', 'completions': ['a', 'bb', 'c'], 'scores': [1, 3, 2]},
+    {'prompt': 'q', 'completions': ['a', 'b'], 'scores': [5, 4]},
+  ]
+  data = load(write(tmp_path / 'a.jsonl', *lists), BYTE)
+  np.testing.assert_array_equal(data[0].extras['scores'], [3, 2, 1])
+  fields = Batches(data, 2, seed=None)[0].fields
+  order = np.argsort(fields['ids'][0, 0])
+  np.testing.assert_array_equal(fields['scores'][0, 0][order], [[3, 2, 1], [5, 4, 0]])
+  steps = {'prompt': 'p', 'completions': ['one', 'two\n'], 'labels': [True, -1]}
+  data = load(write(tmp_path / 'b.jsonl', steps, steps), BYTE, max_length=8)
+  assert BYTE.decode(data[0].candidates[0]) == 'one\ntwo'  # cut, the numbers too
+  fields = Batches(data.select([1]), 2, seed=None)[0].fields
+  ends, labels = fields['step_ends'][0, 0], fields['step_labels'][0, 0]
+  assert ends.shape == labels.shape == fields['mask'].shape[2:]
+  assert np.argwhere(ends).tolist() == [[0, 0, 3]] and labels[0, 0, 3] == 1
+  assert from_examples(list(data))[0].extras.keys() == data[0].extras.keys()
+
+
+def test_tools_are_shown_to_the_template(tmp_path):
+  talk = [{'role': 'user', 'content': 'Q'}, {'role': 'assistant', 'content': 'A'}]
+  tokenizer = vocabularies.merging(
+    tmp_path / 'tokenizer',
+    config={'chat_template': '{% if tools %}{{ tools[0].name }}{% endif %}' + vocabularies.CHAT},
+  )
+  with_tools = {'messages': talk, 'tools': [{'name': 'look_up'}]}
+  data = load(write(tmp_path / 'a.jsonl', with_tools, {'messages': talk}), tokenizer)
+  shown = [tokenizer.decode(example.prompt) for example in data]
+  assert shown == ['look_up<s>u:Q<end>\na:', '<s>u:Q<end>\na:']
+
+
+@pytest.mark.parametrize(
+  ('lines', 'message'),
+  [
+    ([b''], r'a.jsonl is empty: it holds no record'),
+    ([b'{"prompt": "p", "completion": "c", "label": NaN}'], r"a.jsonl:1: 'label' should be true"),
+    ([b'{"text": "a\\ud800"}'], r'a.jsonl:1: .text. holds half a surrogate'),
+    ([b'{"text": "a"}', b'{"text": "\xff"}'], r'a.jsonl:2: not UTF-8'),
+    ([b'{"text": "a"}', b'{"prompt": "a", "chosen": "b"}'], r"a.jsonl:2: no key 'text' .text"),
+    ([b'{"text": "a"}', b'[1, [2, {"a": []}]]'], r'a.jsonl:2: expected a JSON object'),
+    ([b'{"messages": {"role": [1, {}]}}'], r"a.jsonl:1: messages.0. should have a string 'role'"),
+    ([b'{"messages": [{"role": "user", "content": {"a": 1}}]}'], r'a.jsonl:1: messages\[0\]'),
+    ([b'{"prompt": [], "chosen": [], "rejected": []}'], r"a.jsonl:1: 'prompt' should be a non-"),
+    ([b'{"text": "a"}', b'{"text": ' + b'[' * 900 + b']' * 900 + b'}'], r"a.jsonl:2: 'text'"),
+  ],
+)
+def test_hostile_lines_give_one_error_that_names_them(lines, message, tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(b'\n'.join(lines))
+  with pytest.raises(DataError, match=message) as error:
+    load(str(path), BYTE)
+  assert len(str(error.value)) < 700
+
+
+def test_a_folder_is_no_file(tmp_path):
+  with pytest.raises(DataError, match=r"is a folder; give its files, as '.*/\*.jsonl', or 'hf:"):
+    load(f'jsonl:{tmp_path}', BYTE)
+  with pytest.raises(DataError, match='it is a folder: hf:'):
+    load(str(tmp_path), BYTE)

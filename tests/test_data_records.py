@@ -168,3 +168,163 @@ def test_columns_rename():
     renames.rename(WHERE, value, {'prompt': 'questoin'})
   with pytest.raises(DataError, match=r"unknown name 'choosen'.*did you mean 'chosen'"):
     renames.check({'choosen': 'good'})
+
+
+def gpt(content):
+  return {'from': 'gpt', 'value': content}
+
+
+def human(content):
+  return {'from': 'human', 'value': content}
+
+
+SYSTEM = {'role': 'system', 'content': 's'}
+PAIR = ([assistant('a')], [assistant('b')])
+
+
+@pytest.mark.parametrize(
+  ('value', 'record'),
+  [
+    pytest.param(
+      {'conversations': [human('Hi')], 'chosen': gpt('a'), 'rejected': gpt('b'), 'system': 's'},
+      Record([SYSTEM, user('Hi')], PAIR, {}),
+      id='ShareGPT pair',
+    ),
+    pytest.param(
+      {'conversations': [{'from': 'system', 'value': 's'}, human('Hi'), gpt('a')]},
+      Record([SYSTEM, user('Hi')], ([assistant('a')],), {}),
+      id='ShareGPT conversation',
+    ),
+    pytest.param(
+      {'conversations': [human('Hi'), gpt('a')], 'kto_tag': False},
+      Record([user('Hi')], ([assistant('a')],), {'label': -1.0}),
+      id='ShareGPT labelled',
+    ),
+    pytest.param(
+      {'instruction': 'Do', 'input': 'this', 'output': 'a', 'history': [['h', 'i']]},
+      Record([user('h'), assistant('i'), user('Do\nthis')], ([assistant('a')],), {}),
+      id='Alpaca',
+    ),
+    pytest.param(
+      {'instruction': 'Do', 'input': '', 'chosen': 'a', 'rejected': 'b'},
+      Record([user('Do')], PAIR, {}),
+      id='Alpaca pair',
+    ),
+    pytest.param(
+      {
+        'prompt': 'Hi',
+        'prompt_id': '7',
+        'chosen': [user('Hi'), assistant('a')],
+        'rejected': [user('Hi'), assistant('b')],
+        'messages': [user('Hi'), assistant('a')],
+        'score_chosen': 8.5,
+        'score_rejected': 6,
+      },
+      Record([user('Hi')], PAIR, {'scores': (8.5, 6.0), 'margin': 2.5}),
+      id='UltraFeedback',
+    ),
+    pytest.param(
+      {'prompt': 'Q', 'chosen': 'a', 'rejected': 'b', 'preference': 0.25, 'margin': 1},
+      Record('Q', ('b', 'a'), {'preference': 0.75, 'margin': -1.0}),
+      id='soft label, turned round',
+    ),
+    pytest.param(
+      {'prompt': 'Q', 'first': 'a', 'second': 'b', 'verdict': 1.9},
+      Record('Q', ('b', 'a'), {'preference': pytest.approx(0.9)}),
+      id='verdict',
+    ),
+    pytest.param(
+      {'prompt': 'Q', 'first': 'a', 'second': 'b', 'verdict': ['model_a', 'tie', 0, '2']},
+      Record('Q', ('a', 'b'), {'preference': 0.5}),
+      id='several verdicts',
+    ),
+    pytest.param(
+      {'prompt': 'Q', 'completions': ['a', 'b', 'c'], 'scores': [1, 3, 1]},
+      Record('Q', ('b', 'a', 'c'), {'scores': (3.0, 1.0, 1.0)}),
+      id='scores',
+    ),
+    pytest.param(
+      {'prompt': 'Q', 'completions': ['a', 'b', 'c'], 'ranks': [3, 1, 2]},
+      Record('Q', ('b', 'c', 'a'), {'scores': (2.0, 1.0, 0.0)}),
+      id='ranks',
+    ),
+    pytest.param(
+      {'prompt': 'Q', 'completions': ['a', 'b', 'c'], 'verdicts': [2, 0, 1]},
+      Record('Q', ('b', 'a', 'c'), {'scores': (2.0, 0.5, 0.5)}),
+      id='verdicts on all pairs',
+    ),
+    pytest.param(
+      {'prompt': 'Q', 'completions': '["a", "b"]'},
+      Record('Q', ('a', 'b'), {}),
+      id='a list as CSV has it, best first',
+    ),
+    pytest.param(
+      {'prompt': 'Q', 'completions': ['one', 'two '], 'labels': [True, None]},
+      Record('Q', ('one\ntwo ',), {}, ((4, 1.0),)),
+      id='steps',
+    ),
+    pytest.param({'prompt': [user('Q')]}, Record([user('Q')], (), {}), id='prompt only'),
+    pytest.param(
+      {'prompt': [user('Q')], 'completion': 'A', 'tools': '[{"name": "f"}]'},
+      Record([user('Q')], ([assistant('A')],), {}, (), [{'name': 'f'}]),
+      id='tools as text',
+    ),
+    pytest.param(
+      {'messages': [{'role': 'user', 'content': [{'type': 'text', 'text': 'Hi'}]}, assistant('a')]},
+      Record([user('Hi')], ([assistant('a')],), {}),
+      id='contents in parts',
+    ),
+    pytest.param(
+      {'text': 'a', 'weight': '0.5'}, Record('', ('a',), {'weight': 0.5}), id='a number as text'
+    ),
+  ],
+)
+def test_more_formats(value, record):
+  assert read(value) == record
+
+
+@pytest.mark.parametrize(
+  ('value', 'message'),
+  [
+    ({'prompt': 'p', 'completion': 'c', 'label': float('nan')}, "'label' should be true or false"),
+    ({'text': 'a', 'weight': float('inf')}, r"'weight' should be a number, .*'weight=' leaves it"),
+    (
+      {'prompt': 'p', 'chosen': 'a', 'rejected': 'b', 'preference': 1.5},
+      r'within \[0, 1\].*verdict',
+    ),
+    ({'prompt': 'p', 'first': 'a', 'second': 'b', 'verdict': 3}, '1 .the first is better., 2'),
+    ({'prompt': 'p', 'completions': ['a']}, "'completions' should be a list of at least two"),
+    ({'prompt': 'p', 'completions': ['a', 3]}, r"'completions\[1\]' should be a string"),
+    ({'prompt': 'p', 'completions': ['a', 'b'], 'scores': [1]}, "'scores' should hold 2 numbers"),
+    (
+      {'prompt': 'p', 'completions': ['a', 'b'], 'scores': [1, 2], 'ranks': [1, 2]},
+      "expected one of 'scores', 'ranks' and 'verdicts'",
+    ),
+    ({'prompt': 'p', 'completions': ['a'], 'labels': [1, 0]}, "'labels' holds 2 for 1 steps"),
+    ({'prompt': 'p', 'completions': ['a', ''], 'labels': [1, 0]}, r"'completions\[1\]' should be"),
+    ({'text': 'half \ud83d of it'}, "'text' holds half a surrogate pair"),
+    ({'prompt': 'p', 'completion': 51.0}, "columns such as 'completion={answer}'"),
+    (
+      {'messages': [{'role': 'user', 'content': [{'type': 'image'}]}, assistant('a')]},
+      r"messages\[0\]: 'content' should be a string.*only text is read",
+    ),
+    ({'prompt': [user('Q')], 'completion': 'A', 'tools': 'f'}, "'tools' should be a list of JSON"),
+    ({'conversations': [{'from': 'function_call', 'value': 'f('}]}, 'function_call should be JSON'),
+  ],
+)
+def test_hostile_values(value, message):
+  with pytest.raises(DataError, match=message) as error:
+    read(value)
+  assert str(error.value).startswith(WHERE)
+
+
+def test_a_function_call_becomes_a_tool_call():
+  call = {'from': 'function_call', 'value': '{"name": "f", "arguments": {}}'}
+  talk = [human('Q'), call, {'from': 'observation', 'value': '1'}, gpt('one')]
+  record = read({'conversations': talk})
+  assert [message['role'] for message in record.completions[0]] == [
+    'assistant',
+    'tool',
+    'assistant',
+  ]
+  assert record.completions[0][0]['tool_calls'][0]['function']['name'] == 'f'

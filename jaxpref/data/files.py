@@ -70,7 +70,7 @@ def find(pattern: str) -> tuple[str, ...]:
     return (str(path),)
   if path.is_dir():
     raise DataError(
-      f"{pattern!r} is a folder; give its files, as '{pattern}/*.jsonl', or hf:FOLDER"
+      f"{pattern!r} is a folder; give its files, as '{pattern}/*.jsonl', or 'hf:{pattern}'"
     )
   if glob.has_magic(pattern):
     found = [p for p in sorted(glob.glob(str(path), recursive=True)) if pathlib.Path(p).is_file()]

@@ -135,7 +135,8 @@ def _tokenise(
         )
       try:
         example = examples.make_example(record, tokenizer, report)
-      except ValueError as error:
+        prompt = _prompt_hash(record)
+      except (ValueError, RecursionError) as error:
         raise DataError(f'{origin}: {error}') from error
     except DataError as error:
       if bad is None:
@@ -144,7 +145,7 @@ def _tokenise(
       continue
     shorter = examples.truncate(example, max_length, truncate, tokenizer.bos_id, report)
     if shorter is not None:
-      rows.append((origin, _prompt_hash(record), shorter))
+      rows.append((origin, prompt, shorter))
   report['examples'] = len(rows)
   report['skipped'] = len(bad or ())
   summary = {**report, 'record_kind': record_kind, 'skipped_lines': (bad or [])[:_LISTED]}
@@ -163,7 +164,7 @@ def _as_kind(record: records.Record, kind: str) -> records.Record:
   if kind == 'sft':
     weight = {k: v for k, v in record.extras.items() if k == 'weight'}
     return record._replace(completions=record.completions[:1], extras=weight)
-  if kind == 'preference' and len(record.completions) > 2:
+  if kind == 'preference':
     return records.ends(record)
   return record
 

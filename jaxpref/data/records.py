@@ -24,7 +24,7 @@ The extras, numbers that become fields of a batch:
   weight [B]
   preference [B]         within [0.5, 1], of candidate 0 over 1: a record whose second is the
                          likelier one is turned round
-  margin [B]             from the scores where there are two and no margin is given
+  margin [B]             the difference of the scores where pairs have them and no margin
   scores [B, K]          best first; ranks r become max(r) - r, verdicts the pairs won, ties half
   step_ends, step_labels [B, K, T]: 1 at the last token of each labelled step, and its label there
 """
@@ -100,15 +100,14 @@ def read_record(origin: str, value: Mapping[str, Any], kind: str) -> Record:
   preference = value.get('preference') if kind == 'preference' else None
   if preference is not None:
     record = _preferred(record, values.share(origin, 'preference', preference))
-  scores = record.extras.get('scores')
-  if isinstance(scores, tuple) and len(scores) == 2:
-    record.extras.setdefault('margin', scores[0] - scores[1])
   return record._replace(tools=values.tools(origin, value.get('tools')))
 
 
 def ends(record: Record) -> Record:
   """The best and the worst completion of a list."""
   extras = {k: (v[0], v[-1]) if isinstance(v, tuple) else v for k, v in record.extras.items()}
+  if 'scores' in extras:
+    extras.setdefault('margin', extras['scores'][0] - extras['scores'][1])
   return record._replace(
     completions=record.completions[:: len(record.completions) - 1], extras=extras
   )
@@ -119,11 +118,10 @@ def _preference(origin: str, value: Mapping[str, Any]) -> Record:
     record = _with_prompt(origin, value, ('chosen', 'rejected'))
   else:
     record = Record(*prompts.shared(origin, value['chosen'], value['rejected']), {})
-  scores = [value.get(f'score_{key}') for key in ('chosen', 'rejected')]
+  scores = [value.get(key) for key in ('score_chosen', 'score_rejected')]
   if None not in scores:
-    record.extras['scores'] = tuple(
-      values.number(origin, 'score_chosen or _rejected', s) for s in scores
-    )
+    numbers = tuple(values.number(origin, 'score_chosen or _rejected', score) for score in scores)
+    record.extras.update(scores=numbers, margin=numbers[0] - numbers[1])
   return record
 
 
@@ -144,7 +142,7 @@ def _ranked(origin: str, value: Mapping[str, Any]) -> Record:
   if not said:
     return record
   pairs = list(itertools.combinations(range(len(given)), 2))
-  numbers = values.listed(origin, said[0], value[said[0]])
+  numbers = values.listed(origin, said[0], value[said[0]], several=False)
   count = len(pairs) if said[0] == 'verdicts' else len(given)
   if len(numbers) != count:
     raise DataError(
