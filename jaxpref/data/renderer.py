@@ -3,14 +3,14 @@
 Templates come with downloaded tokenizers. jinja2's sandbox keeps them off the machine, but one
 expression ('a' * 10**10, 9**9**9, a list that holds itself ten thousandfold) can still take all
 memory or run for hours inside C code, where no Python thread can stop it. So they run in a process
-that the kernel ends: `SECONDS` of processor time a rendering, `MEMORY` bytes in all.
+that the kernel ends: `SECONDS` of processor time a rendering, `MEMORY` bytes in all (on Linux;
+macOS counts the time alone).
 
 `chat` runs this file as a script, which imports jinja2 and nothing of jaxpref.
 A request is [template, variables]; a reply {"text": str, "spans": [[start, end], ...]}, the spans
 being what the template wrote inside {% generation %}, or {"error": str}.
 """
 
-import contextlib
 import datetime
 import functools
 import json
@@ -128,8 +128,10 @@ def _reply(request: bytes) -> dict[str, Any]:
 
 
 def main() -> None:
-  with contextlib.suppress(ValueError, OSError):  # macOS has no such limit
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+  # Written memory only: some allocators reserve far more address space than they use.
+  _, most = resource.getrlimit(resource.RLIMIT_DATA)
+  memory = MEMORY if most == resource.RLIM_INFINITY else min(MEMORY, most)
+  resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   print('ready', flush=True)
   for request in sys.stdin.buffer:
