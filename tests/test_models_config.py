@@ -6,7 +6,16 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpref.models import PRESETS, Config, LinearScaling, Llama3Scaling, Model, Rope, preset
+from jaxpref.models import (
+  PRESETS,
+  Config,
+  LinearScaling,
+  Llama3Scaling,
+  LongScaling,
+  Model,
+  Rope,
+  preset,
+)
 
 # Published parameter counts (unique weights), from the models' cards.
 PARAMETERS = {
@@ -16,6 +25,15 @@ PARAMETERS = {
   'qwen2.5-0.5b': 494_032_768,
   'qwen3-0.6b': 596_049_920,
   'qwen3-8b': 8_190_735_360,
+  'qwen3-30b-a3b': 30_532_122_624,
+  'llama2-7b': 6_738_415_616,
+  'mistral-7b': 7_241_732_096,
+  'mixtral-8x7b': 46_702_792_704,
+  'gemma-2b': 2_506_172_416,
+  'gemma2-2b': 2_614_341_888,
+  'gemma3-1b': 999_885_952,
+  'phi3-mini': 3_821_079_552,
+  'olmo2-7b': 7_298_617_344,
 }
 
 
@@ -49,6 +67,21 @@ def test_the_source_text_is_no_part_of_a_configs_identity():
     (lambda: preset('tiny', num_kv_heads=3), 'num_heads 4 is not a multiple of num_kv_heads 3'),
     (lambda: preset('tiny', num_heads=5, num_kv_heads=5), 'give head_dim'),
     (lambda: preset('tiny', head_dim=7), 'even head_dim, got 7'),
+    (lambda: preset('tiny', rope=Rope(fraction=0.2)), 'of which 0.2 are 3 channels'),
+    (
+      lambda: preset('tiny', rope=Rope(scaling=LongScaling((1.0,), (1.0,), 8))),
+      'turns 8 pairs of channels; it has 1 short factors',
+    ),
+    (
+      lambda: preset('tiny', windows=(4, None), local_rope=Rope(fraction=0.5)),
+      'turns the same fraction',
+    ),
+    (lambda: preset('tiny', num_experts=4), r'experts_per_token must be 1 to 4 \(num_experts\)'),
+    (
+      lambda: preset('tiny', num_experts=4, experts_per_token=1, gated=False),
+      'experts are gated and without bias',
+    ),
+    (lambda: preset('tiny', qk_norm_span='row'), 'qk_norm_span must be one of'),
     (lambda: preset('tiny', windows=(4,)), r'one entry per layer \(2\), got 1'),
     (lambda: preset('tiny', activation='swiglu'), "activation must be one of .* got 'swiglu'"),
     (lambda: preset('tiny', norm='batch'), 'norm must be one of'),
@@ -86,6 +119,18 @@ def test_llama3_scaling_keeps_fast_divides_slow_and_is_monotone_between():
   assert ((turns > 1) & (turns < 4)).any() and np.all(np.diff(ratio) <= 1e-6)
 
 
+def test_long_scaling_divides_grows_and_ends():
+  scaling = LongScaling((1.0, 2.0, 4.0, 8.0), (9.0,) * 4, 64, amplitude=1.5)
+  rope = Rope(100.0, scaling)
+  divided = Rope(100.0).frequencies(8) / np.array([1, 2, 4, 8])
+  np.testing.assert_allclose(rope.frequencies(8), divided, rtol=1e-6)
+  cos, sin = rope.angles(np.arange(66), 8)
+  np.testing.assert_allclose(np.hypot(cos, sin)[:64], 1.5, rtol=1e-6)
+  assert np.isnan(cos[64:]).all() and np.isnan(sin[64:]).all()
+  assert preset('tiny', head_dim=8, rope=rope).position_limit == 64
+  assert preset('tiny').position_limit is None and preset('gpt2').position_limit == 1024
+
+
 def test_flops_count_two_per_weight_and_four_per_key_and_channel():
   model = Model(preset('tiny'))
   # q and out 64x64, k and v 64x32, three MLP matrices 64x176, two layers.
@@ -95,3 +140,6 @@ def test_flops_count_two_per_weight_and_four_per_key_and_channel():
   windowed = Model(preset('tiny', windows=(4, None)))
   assert windowed.flops_per_token(10) - windowed.flops_per_token(0) == 4 * (4 + 10) * 64
   assert model.head_flops_per_token == 2 * 64 * 259
+  experts = Model(preset('tiny', num_experts=8, experts_per_token=2))
+  router_and_one_more_mlp = 2 * (64 * 8 + 3 * 64 * 176)
+  assert experts.flops_per_token(0) == 2 * (weights + router_and_one_more_mlp)

@@ -15,13 +15,23 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxpref.models import load_hf, preset, save_hf
+from jaxpref.models import Model, load_hf, mask_layout, preset, save_hf
 from jaxpref.models.families import FAMILIES, family_of
-from jaxpref.models.model import Model
+from jaxpref.models.fields import Fields
+from jaxpref.sampling import Sampling, sample
 
 ROOT = pathlib.Path(__file__).parent
 FOLDERS = sorted((ROOT / 'testdata' / 'hf').iterdir())
 EVERY = pytest.mark.parametrize('folder', FOLDERS, ids=lambda folder: folder.name)
+SLOW = pytest.mark.slow
+DECODERS, CLASSIFIERS = (
+  pytest.mark.parametrize(
+    'folder',
+    [folder for folder in FOLDERS if folder.name.endswith('_scores') == scores],
+    ids=lambda folder: folder.name,
+  )
+  for scores in (False, True)
+)
 FIXTURES = {folder.name: folder for folder in FOLDERS}
 
 
@@ -53,15 +63,51 @@ def copy(folder, target, *, tensors=None, **changes):
   return target
 
 
-@EVERY
+def tolerance(logits):
+  return 2e-5 * max(1.0, np.abs(logits).max())
+
+
+@DECODERS
 def test_logits_are_those_of_transformers(folder):
   model, params = load_hf(folder)
   expected = load_file(folder / 'expected.safetensors')
   for side in ('right', 'left'):
     tokens, mask, logits = (expected[f'{x}_{side}'] for x in ('tokens', 'mask', 'logits'))
     got = np.asarray(model.logits(params, jnp.array(tokens), jnp.array(mask)))
-    error = np.abs(got - logits)[mask].max()
-    assert error <= 2e-5 * max(1.0, np.abs(logits[mask]).max()), side
+    assert np.abs(got - logits)[mask].max() <= tolerance(logits[mask]), side
+
+
+@pytest.mark.parametrize(
+  'folder',
+  [
+    pytest.param(folder, marks=() if folder.name in ('gpt2', 'gemma3', 'qwen3_moe') else SLOW)
+    for folder in FOLDERS
+    if not folder.name.endswith('_scores')
+  ],
+  ids=lambda folder: folder.name,
+)
+def test_greedy_generation_is_that_of_transformers(folder):
+  model, params = load_hf(folder)
+  expected = load_file(folder / 'expected.safetensors')
+  prompts, mask = jnp.array(expected['prompts']), jnp.array(expected['mask_prompts'])
+  greedy = Sampling(temperature=0.0)
+  samples = sample(model, params, prompts, mask, seed=0, max_new_tokens=32, sampling=greedy)
+  np.testing.assert_array_equal(samples.tokens, expected['generated'])
+
+
+@CLASSIFIERS
+def test_scores_are_those_of_transformers(folder):
+  model, params = load_hf(folder)
+  expected = load_file(folder / 'expected.safetensors')
+  for side in ('right', 'left'):
+    tokens, mask, scores = (expected[f'{x}_{side}'] for x in ('tokens', 'mask', 'logits'))
+    states = model.hidden(params, jnp.array(tokens), mask_layout(jnp.array(mask)))
+    last = tokens.shape[1] - 1 - mask[:, ::-1].argmax(1)
+    got = model.scores(params, states[np.arange(len(last)), last])
+    assert got.dtype == jnp.float32 and got.shape == (3, params['score']['w'].shape[1])
+    assert np.abs(np.asarray(got) - scores).max() <= tolerance(scores), side
+  with pytest.raises(ValueError, match=r'no language-model head; model.scores'):
+    model.unembed(params, states)
 
 
 @EVERY
@@ -160,7 +206,8 @@ def test_every_preset_of_a_family_survives_config_json(name):
   for preset_name in ('gpt2', 'llama3-8b', 'llama3.2-1b', 'qwen2.5-0.5b', 'qwen3-8b', 'small'):
     config = preset(preset_name)
     if family_of(config) == name:
-      assert FAMILIES[name].read(json.loads(json.dumps(FAMILIES[name].write(config)))) == config
+      fields = Fields(json.loads(json.dumps(FAMILIES[name].write(config))))
+      assert FAMILIES[name].read(fields) == config
 
 
 def test_a_decoder_of_no_family_is_refused(tmp_path):

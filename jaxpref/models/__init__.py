@@ -1,5 +1,6 @@
 """One decoder for every family, and its way in from and out to Hugging Face folders."""
 
+from jaxpref.models.adapted import Adapted, adapt
 from jaxpref.models.attention import Cache
 from jaxpref.models.config import Config
 from jaxpref.models.experts import Routing
@@ -11,6 +12,7 @@ from jaxpref.models.rope import LinearScaling, Llama3Scaling, LongScaling, Rope
 
 __all__ = [
   'PRESETS',
+  'Adapted',
   'Cache',
   'Config',
   'LinearScaling',
@@ -19,6 +21,7 @@ __all__ = [
   'Model',
   'Rope',
   'Routing',
+  'adapt',
   'init',
   'linear',
   'load_hf',

@@ -5,18 +5,23 @@ What is read is written back byte for byte, in the dtype it was stored in.
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Sharding
 from safetensors.numpy import save_file
 
 from jaxpref.models.config import Config
-from jaxpref.models.families import FAMILIES, ROPE_KEYS, Family, family_of, supported
+from jaxpref.models.families import FAMILIES, Family, family_of, supported
+from jaxpref.models.fields import ROPE_KEYS, Fields
 from jaxpref.models.model import Model
+from jaxpref.models.placement import placed
 from jaxpref.models.tensors import (
   INDEX,
   WEIGHTS,
@@ -25,39 +30,75 @@ from jaxpref.models.tensors import (
   joined,
   opened,
   parameter_sources,
-  read_parameter,
+  read_part,
   read_text,
   some,
+  stored_dtype,
   stored_tensors,
 )
 from jaxpref.typing import Params
 
+Shardings = Callable[[str], Sharding] | Params
 _SPECIAL = ('bos', 'eos', 'pad')
 
 
-def load_hf(folder: str | os.PathLike, dtype=None) -> tuple[Model, Params]:
+def load_hf(
+  folder: str | os.PathLike, dtype=None, shardings: Shardings | None = None
+) -> tuple[Model, Params]:
   """The model in a Hugging Face folder: config.json and model.safetensors, whole or sharded.
+
+  Tensors are read one after another, each device's part by itself, so host memory stays near one
+  of them. For the mesh's own rules, `params_sharding(mesh, Model(read_config(folder)[0])
+  .param_shapes())` makes the shardings before anything is read.
 
   Args:
     folder: a local folder, as `save_pretrained` or a download leaves it.
     dtype: of the parameters; None keeps the stored one.
+    shardings: where the parameters go: a function of the path ('layers/mlp/up/w'), or a tree like
+      the parameters'. None: the default device.
+
+  Returns:
+    The model and its parameters; for a `*ForSequenceClassification` folder these hold `score/w` in
+    place of a head, and `model.scores` works in place of `model.unembed`.
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: an unknown architecture or switch, or a missing, extra or wrongly shaped tensor; the
-      message names it, what was expected and what is supported.
+    ValueError: an unknown architecture or switch, a missing, extra or wrongly shaped tensor, or a
+      file that is not what it claims; the message names it, what was expected and what is
+      supported.
   """
-  folder, dtype = pathlib.Path(folder), dtype and jnp.dtype(dtype)
+  folder = pathlib.Path(folder)
   config, family = read_config(folder)
   model = Model(config)
-  expected = stored_tensors(family, _flatten(model.param_shapes()))
+  shapes = _flatten(model.param_shapes())
+  places = _places(shapes, shardings)
   with contextlib.ExitStack() as stack:
-    tensors = checked(folder, opened(folder, stack), expected, family, config)
-    params = {
-      path: jnp.array(read_parameter(folder, tensors, parts, dtype))
-      for path, parts in parameter_sources(expected).items()
-    }
+    tensors = opened(folder, stack)
+    if config.num_layers * max(1, config.num_experts) > len(tensors):
+      raise ValueError(
+        f'{folder}: {len(tensors)} tensors cannot be {config.num_layers} layers of '
+        f'{max(1, config.num_experts)} experts; missing tensors, or another config.json'
+      )
+    expected = stored_tensors(family, shapes)
+    tensors = checked(folder, tensors, expected, family, config)
+    params = {}
+    for path, sources in parameter_sources(expected).items():
+      names = [source.name for source in sources.values()]
+      kind = stored_dtype(folder, tensors, names) if dtype is None else jnp.dtype(dtype)
+      read = functools.partial(read_part, tensors, sources, shapes[path].shape, kind)
+      params[path] = placed(read, shapes[path].shape, kind, places[path])
   return model, _nest(params)
+
+
+def _places(shapes: dict, shardings: Shardings | None) -> dict[str, Sharding | None]:
+  if shardings is None:
+    return dict.fromkeys(shapes)
+  if callable(shardings):
+    return {path: shardings(path) for path in shapes}
+  places = _flatten(shardings)
+  if wrong := sorted(set(shapes) ^ set(places)):
+    raise ValueError(f"the shardings are not this model's: {some(wrong)} on one side only")
+  return places
 
 
 def save_hf(
@@ -102,24 +143,37 @@ def read_config(folder: pathlib.Path) -> tuple[Config, Family]:
   text = read_text(path)
   try:
     source = json.loads(text)
-  except json.JSONDecodeError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(f'{path}: not JSON: {error}') from None
   if not isinstance(source, dict):
     raise ValueError(f'{path}: expected an object, got {type(source).__name__}')
-  family = FAMILIES.get(source.get('model_type', ''))
+  family = FAMILIES.get(str(source.get('model_type')))
+  classes = family and (family.architecture, family.classifier)
   architectures = source.get('architectures') or [family and family.architecture]
-  if family is None or architectures != [family.architecture]:
+  if family is None or architectures not in ([name] for name in classes):
     raise ValueError(
       f'{path}: model_type {source.get("model_type")!r} with architectures '
-      f'{source.get("architectures")} is not supported; supported: {supported()}'
+      f'{source.get("architectures")} is not supported; supported: {supported()}, and their '
+      '...ForSequenceClassification'
     )
   if source.get('quantization_config'):
     raise ValueError(f'{path}: quantised weights are not supported; export them in bfloat16')
   try:
-    config = family.read(source)
+    config = _read(family, source)
   except (ValueError, TypeError) as error:
     raise ValueError(f'{folder}: {error}') from error
   return dataclasses.replace(config, source=text), family
+
+
+def _read(family: Family, source: dict) -> Config:
+  fields = Fields(source)
+  config = family.read(fields)
+  if source.get('architectures') == [family.classifier]:
+    labels = source.get('id2label')
+    number = len(labels) if isinstance(labels, dict) else source.get('num_labels', 2)
+    config = dataclasses.replace(config, num_labels=number)
+  fields.finish()
+  return config
 
 
 def _config_json(config: Config, tokenizer) -> tuple[str, dict]:
@@ -127,14 +181,18 @@ def _config_json(config: Config, tokenizer) -> tuple[str, dict]:
   source = json.loads(config.source or '{}')
   name = family_of(config, preferred=source.get('model_type'))
   family = FAMILIES[name]
+  head: dict = {'architectures': [family.architecture]}
+  if config.num_labels:
+    labels = {str(i): f'LABEL_{i}' for i in range(config.num_labels)}
+    ids = {label: int(i) for i, label in labels.items()}
+    head = {'architectures': [family.classifier], 'id2label': labels, 'label2id': ids}
   if source.get('model_type') != name:
     # Special ids are said outright: transformers would fill in its own and stop at them.
     ids = {f'{kind}_token_id': getattr(tokenizer, f'{kind}_id', None) for kind in _SPECIAL}
-    head = {'model_type': name, 'architectures': [family.architecture]}
-    return name, head | ids | family.write(config)
-  if family.read(source) != config:
+    return name, {'model_type': name, **head, **ids, **family.write(config)}
+  if _read(family, source) != config:
     source = {key: value for key, value in source.items() if key not in ROPE_KEYS}
-    source |= family.write(config)
+    source |= head | family.write(config)
   return name, source
 
 

@@ -7,6 +7,7 @@ import contextlib
 import json
 import pathlib
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -15,27 +16,28 @@ from safetensors import SafetensorError, safe_open
 
 from jaxpref.models.config import Config
 from jaxpref.models.families import Family, supported
+from jaxpref.models.headers import check_header
 
 WEIGHTS, INDEX = 'model.safetensors', 'model.safetensors.index.json'
-_DTYPES = ('F32', 'BF16', 'F16')
+_DTYPES = {'F32': 'float32', 'BF16': 'bfloat16', 'F16': 'float16'}
 
 
 class Stored(NamedTuple):
   """One tensor of a file and what it holds of our parameters."""
 
   shape: tuple[int, ...]
-  layer: int | None
+  index: tuple[int, ...]  # of the layer, and of the expert
   paths: tuple[str, ...]  # joined along our last axis
   sizes: tuple[int, ...]  # of that axis, for each path
   transposed: bool
 
 
 class Source(NamedTuple):
-  """A part of a stored tensor: `span` of our last axis."""
+  """A part of a stored tensor: our last axis begins at `start` of its own."""
 
   name: str
-  span: slice
-  stored: Stored
+  start: int
+  transposed: bool
 
 
 def stored_tensors(family: Family, shapes: dict[str, jax.ShapeDtypeStruct]) -> dict[str, Stored]:
@@ -44,58 +46,66 @@ def stored_tensors(family: Family, shapes: dict[str, jax.ShapeDtypeStruct]) -> d
   for path in sorted(shapes, key=lambda path: list(family.modules).index(path.rpartition('/')[0])):
     module, _, leaf = path.rpartition('/')
     name = family.modules[module] + ('.bias' if leaf in ('b', 'bias') else '.weight')
-    layers = range(shapes[path].shape[0]) if module.startswith('layers/') else (None,)
+    axes = 2 if '{e}' in name else 1 if '{i}' in name else 0  # ours, that are names there
+    lead, rest = shapes[path].shape[:axes], shapes[path].shape[axes:]
     transposed = leaf == 'w' and module not in ('embed', 'positions')
-    transposed = transposed and (module == 'head' or not family.conv1d)
-    for layer in layers:
-      key, shape = name.format(i=layer), shapes[path].shape[0 if layer is None else 1 :]
-      before = tensors.get(key, Stored((), layer, (), (), transposed))
-      sizes = (*before.sizes, shape[-1])
-      shape = (*shape[:-1], sum(sizes))
+    transposed = transposed and (module in ('head', 'score') or not family.conv1d)
+    for index in np.ndindex(lead):
+      key = name.format(**dict(zip('ie', index, strict=False)))
+      before = tensors.get(key, Stored((), index, (), (), transposed))
+      sizes = (*before.sizes, rest[-1])
+      shape = (*rest[:-1], sum(sizes))
       shape = shape[::-1] if transposed else shape
-      tensors[key] = Stored(shape, layer, (*before.paths, path), sizes, transposed)
+      tensors[key] = Stored(shape, index, (*before.paths, path), sizes, transposed)
   return tensors
 
 
-def parameter_sources(expected: dict[str, Stored]) -> dict[str, list[Source]]:
-  """Where each of our parameters lies, layer by layer."""
-  sources: dict[str, list[Source]] = {}
+def parameter_sources(expected: dict[str, Stored]) -> dict[str, dict[tuple[int, ...], Source]]:
+  """Where each of our parameters lies, by its path and by its layer (and expert)."""
+  sources: dict[str, dict[tuple[int, ...], Source]] = {}
   for name, stored in expected.items():
     starts = np.cumsum((0, *stored.sizes))
-    for path, start, size in zip(stored.paths, starts, stored.sizes, strict=False):
-      span = slice(int(start), int(start) + size)
-      sources.setdefault(path, []).append(Source(name, span, stored))
+    for path, start in zip(stored.paths, starts, strict=False):
+      sources.setdefault(path, {})[stored.index] = Source(name, int(start), stored.transposed)
   return sources
 
 
-def read_parameter(folder: pathlib.Path, tensors: dict, sources: list[Source], dtype) -> np.ndarray:
-  """One of our parameters; no more of the files than that is held at once."""
-  kinds = {tensors[source.name].get_dtype(): source.name for source in sources}
-  if dtype is None and len(kinds) > 1:
+def stored_dtype(folder: pathlib.Path, tensors: dict, names: Iterable[str]) -> np.dtype:
+  """The one dtype of the stored tensors called `names`."""
+  kinds = {tensors[name].get_dtype(): name for name in names}
+  if len(kinds) > 1:
     listed = ', '.join(f'{name} as {kind}' for kind, name in kinds.items())
     raise ValueError(f'{folder}: layers differ in dtype ({listed}); give the dtype to load them in')
-  parts = (_part(tensors[name], span, stored) for name, span, stored in sources)
-  if sources[0].stored.layer is None:
-    part = next(parts)
-    return part.astype(dtype or part.dtype)
-  first = next(parts)
-  whole = np.empty((len(sources), *first.shape), dtype or first.dtype)
-  whole[0] = first
-  for i, part in enumerate(parts, start=1):
-    whole[i] = part
+  return np.dtype(_DTYPES[next(iter(kinds))])
+
+
+def read_part(
+  tensors: dict,
+  sources: dict[tuple[int, ...], Source],
+  shape: tuple[int, ...],
+  dtype,
+  index: tuple[slice, ...],
+) -> np.ndarray:
+  """`index` of a parameter of `shape`; nothing but that part of the files is read."""
+  ranges = [range(n)[where] for n, where in zip(shape, index, strict=True)]
+  axes = len(next(iter(sources)))
+  whole = np.empty([len(r) for r in ranges], dtype)
+  *rows, (start, stop) = [(r.start, r.stop) for r in ranges[axes:]]
+  for place in np.ndindex(*whole.shape[:axes]):
+    source = sources[tuple(ranges[axis][i] for axis, i in enumerate(place))]
+    last = slice(source.start + start, source.start + stop)
+    tensor, rest = tensors[source.name], [slice(*row) for row in rows]
+    if source.transposed:
+      whole[place] = tensor[last, *rest].T
+    else:
+      whole[place] = tensor[*rest, last]
   return whole
-
-
-def _part(tensor, span: slice, stored: Stored) -> np.ndarray:
-  if stored.transposed:
-    return tensor[span].T
-  return tensor[span] if len(stored.shape) == 1 else tensor[:, span]
 
 
 def joined(stored: Stored, params: dict[str, jax.Array]) -> np.ndarray:
   """The tensor to store, of our parameters by path."""
-  parts = [params[p] if stored.layer is None else params[p][stored.layer] for p in stored.paths]
-  whole = np.concatenate([np.asarray(part) for part in parts], axis=-1)
+  parts = [np.asarray(params[path][stored.index]) for path in stored.paths]
+  whole = np.concatenate(parts, axis=-1)
   return np.ascontiguousarray(whole.T if stored.transposed else whole)
 
 
@@ -105,20 +115,21 @@ def opened(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict:
     try:
       places = json.loads(read_text(folder / INDEX))['weight_map']
       files = sorted(set(places.values()))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
       raise ValueError(f'{folder / INDEX}: no weight_map of tensor to file: {error!r}') from None
   else:
     places, files = None, [WEIGHTS]
   tensors: dict = {}
   for file in files:
-    if pathlib.PurePath(file).name != file:
+    if not isinstance(file, str) or pathlib.PurePath(file).name != file:
       raise ValueError(f'{folder / INDEX}: {file!r} is not a file name')
     path = folder / file
-    if not path.exists():
+    if not path.is_file():
       raise FileNotFoundError(
         f'{path}: no such file; weights are read from {WEIGHTS} or from shards with {INDEX} '
         '(transformers converts others by save_pretrained)'
       )
+    check_header(path)
     try:
       handle = stack.enter_context(safe_open(path, framework='numpy'))
     except SafetensorError as error:
@@ -137,16 +148,15 @@ def checked(folder, tensors: dict, expected: dict, family: Family, config: Confi
   prefix = family.modules['embed'].partition('.')[0] + '.'
   if not any(name.startswith(prefix) for name in tensors):
     # Saved from the class without a head, as GPT-2's own folder is.
-    tensors = {n if n.startswith('lm_head.') else prefix + n: x for n, x in tensors.items()}
+    heads = 'lm_head.', 'score.'
+    tensors = {n if n.startswith(heads) else prefix + n: x for n, x in tensors.items()}
   if missing := [f'{name} {expected[name].shape}' for name in expected if name not in tensors]:
     raise ValueError(f'{folder}: missing {some(missing)}')
   extra = {n for n in set(tensors) - set(expected) if not re.fullmatch(family.buffers, n)}
   if config.tied and 'lm_head.weight' in extra:
     embed = next(name for name, stored in expected.items() if stored.paths == ('embed/w',))
     head = tensors['lm_head.weight']
-    if list(head.get_shape()) != list(tensors[embed].get_shape()) or (
-      head[:].tobytes() != tensors[embed][:].tobytes()
-    ):
+    if not _equal(head, tensors[embed]):
       raise ValueError(
         f'{folder}: lm_head.weight differs from {embed}, which config.json says is the head; '
         'set "tie_word_embeddings": false to use both'
@@ -163,6 +173,16 @@ def checked(folder, tensors: dict, expected: dict, family: Family, config: Confi
     if kind not in _DTYPES:
       raise ValueError(f'{folder}: {name} is stored as {kind}; known: {", ".join(_DTYPES)}')
   return tensors
+
+
+def _equal(a, b) -> bool:
+  """Whether two tensors are the same, byte for byte, read a few rows at a time."""
+  (rows, *rest), same = a.get_shape(), a.get_shape() == b.get_shape()
+  step = max(1, 2**22 // max(1, *rest))
+  return same and all(
+    a[i : min(i + step, rows)].tobytes() == b[i : min(i + step, rows)].tobytes()
+    for i in range(0, rows, step)
+  )
 
 
 def some(names: list[str]) -> str:
