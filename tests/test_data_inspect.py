@@ -67,3 +67,10 @@ def test_the_length_table_counts_tokens():
   assert [cell.strip() for cell in rows['prompt']] == ['4.0', '3', '4', '5', '5', '5', '8']
   assert rows['rejected'][-1].strip() == '4'
   assert rows['prompt once + all candidates'][-1].strip() == '14'
+
+
+def test_numbers_of_every_shape_are_shown():
+  ends = (np.array([0, 1], np.float32), np.array([1], np.float32))
+  extras = {'weight': 3.0, 'scores': np.array([2.5, 1], np.float32), 'step_ends': ends}
+  text = printed([example('p', 'ab', 'c')._replace(extras=extras)])
+  assert 'scores 2.5, 1' in text and 'step_ends on 2 tokens' in text and 'weight 3' in text

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import vocabularies
 from rich.console import Console
 
 from jaxpref.data import Example, from_examples, lint, load, load_tokenizer
@@ -83,3 +84,75 @@ def test_what_reading_counted_is_reported(tmp_path):
   console = Console(file=io.StringIO(), width=120)
   lint.render(findings.values(), data, console)
   assert 'records skipped because of an error' in console.file.getvalue()
+
+
+def test_what_stands_in_both_splits_is_found():
+  train = from_examples([example('a', 'x', 'y'), example('b', 'x', 'y'), example('c', 'x', 'y')])
+  held_out = from_examples([example('b', 'x', 'y'), example('c', 'other', 'y')])
+  findings = {f.name: f for f in lint.lint(train, BYTE, held_out)}
+  assert findings['in both splits'].examples == (1,)
+  assert findings['in both splits'].severity == 'error'
+  assert findings['prompts in both splits'].examples == (1, 2)
+
+
+def test_labels_ties_and_scores_are_counted():
+  def message(name, *examples):
+    return next(f for f in lint.lint(from_examples(examples), BYTE) if f.name == name)
+
+  labelled = [example(f'{i}', 'x', label=1.0 if i < 3 else -1.0) for i in range(5)]
+  assert message('labels', *labelled).message == '3 desirable, 2 undesirable'
+  assert message('labels', *labelled).severity == 'note'
+  assert message('labels', *labelled[:3]).severity == 'warning'
+  judged = [example(f'{i}', 'x', 'y', preference=p) for i, p in enumerate((0.5, 0.75, 1.0))]
+  assert message('ties', *judged).examples == (0,)
+  assert message('soft labels', *judged).count == 1
+  assert 'mean of all is 0.75' in message('soft labels', *judged).message
+  scores = [np.array(s, np.float32) for s in ((2, 1), (1, 1))]
+  listed = [example(f'{i}', 'x', 'y', scores=s) for i, s in enumerate(scores)]
+  assert message('equal scores', *listed).examples == (1,)
+
+
+def test_templates_that_do_not_fit_are_found(tmp_path):
+  chat = vocabularies.merging(
+    tmp_path,
+    added=['<turn>', '<end>'],
+    config={
+      'chat_template': '{% for m in messages %}<turn>{{ m.content }}<end>{% endfor %}'
+      '{% if add_generation_prompt %}<turn>{% endif %}'
+    },
+  )
+  pair = {'chosen': 'yes', 'rejected': 'no'}
+  names = {}
+  for prompt in ('Hi', [{'role': 'user', 'content': 'Hi'}], '<|im_start|>user\nHi'):
+    path = tmp_path / f'{len(names)}.jsonl'
+    path.write_text(json.dumps({'prompt': prompt, **pair}))
+    data = load(str(path), chat, cache_dir=tmp_path / 'cache')
+    names[str(prompt)[:5]] = {f.name for f in lint.lint(data, chat)} - {'length bias'}
+  assert list(names.values()) == [
+    {'no chat template'},
+    set(),
+    {'no chat template', 'foreign template'},
+  ]
+
+
+def test_json_says_it_all():
+  pairs = [example('a' * 40, 'x' * 9, 'y'), example('b', 'x', 'y'), example('b', 'x', 'y')]
+  data = from_examples(pairs, origins=['p.jsonl:1', 'p.jsonl:2', 'p.jsonl:3'])
+  said = json.loads(json.dumps(lint.to_json(lint.lint(data, BYTE), data)))
+  assert said['examples'] == 3 and said['kind'] == 'preference'
+  duplicates = next(f for f in said['findings'] if f['name'] == 'duplicates')
+  assert duplicates['examples'] == ['p.jsonl:3'] and duplicates['severity'] == 'warning'
+  # 41 + 10 + 2 tokens, and twice 2 + 2 + 2
+  assert said['lengths']['total'] == 65
+  assert said['lengths']['bins'] == [[0, 15, 2], [32, 63, 1]]
+  # All of it fits one packed row of 64 but for 1 token; padded: six rows of 51.
+  assert said['lengths']['packed'] == pytest.approx(65 / 128)
+  assert said['lengths']['padded'] == pytest.approx(65 / (6 * 51))
+
+
+def test_prompts_alone_are_linted_too(tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"prompt": "Hi"}\n{"prompt": "Hi"}')
+  data = load(str(tmp_path / 'a.jsonl'), BYTE, cache_dir=tmp_path / 'cache')
+  findings = lint.lint(data, BYTE)
+  assert {f.name for f in findings} == {'duplicates', 'repeated prompts'}
+  lint.render(findings, data, Console(file=io.StringIO(), width=80))

@@ -119,7 +119,7 @@ def test_truncation(example, limit, how):
     assert sum(report[name] for name in report if name.startswith('dropped')) == 1
     return
   assert how != 'drop'
-  assert len(short.prompt) + max(map(len, short.candidates)) <= limit
+  assert len(short.prompt) + max(map(len, short.candidates)) == limit  # no more than is needed
   # Prompts lose their left but keep bos; completions lose their right.
   assert short.prompt[0] == 0
   tail = short.prompt[1:]
@@ -208,10 +208,12 @@ def test_a_batch_gives_every_token_back(items, options):
   data = Drawn(items)
   batch = Batches(data, len(items), seed=None, packing=options)[0]
   flat = np.concatenate([rows.tokens[0, 0].ravel() for rows in batch.rows])
+  sizes = [rows.tokens.shape[2:] for rows in batch.rows]
   where = [
     np.concatenate([getattr(rows.layout, name)[0, 0].ravel() for rows in batch.rows])
     for name in ('positions', 'examples', 'branches')
   ]
+  rows = np.concatenate([np.repeat(100 * i + np.arange(r), n) for i, (r, n) in enumerate(sizes)])
   mask, numbers = batch.fields['mask'][0, 0], batch.fields['numbers'][0, 0]
   before, at, cell = (getattr(batch.scored, name)[0, 0] for name in ('before', 'at', 'cell'))
   real = cell < mask.size
@@ -223,6 +225,7 @@ def test_a_batch_gives_every_token_back(items, options):
       assert mask[b, k, : len(tokens)].tolist() == scored.tolist()
       assert not mask[b, k, len(tokens) :].any()
       assert numbers[b, k, : len(tokens)].tolist() == list(range(len(tokens)))
+  owners = {}  # (row, example id) -> whose tokens have it
   for n in np.flatnonzero(real):
     b, k, t = np.unravel_index(cell[n], mask.shape)
     example = items[batch.fields['ids'][0, 0][b]]
@@ -232,4 +235,6 @@ def test_a_batch_gives_every_token_back(items, options):
     positions, segments, branches = (layer[[before[n], at[n]]] for layer in where)
     assert positions[1] == positions[0] + 1 == len(example.prompt) + t
     assert segments[0] == segments[1] > 0
+    assert rows[at[n]] == rows[before[n]]
+    assert owners.setdefault((rows[at[n]], segments[1]), b) == b
     assert branches.tolist() == [k + 1 if t else 0, k + 1]
