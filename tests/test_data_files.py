@@ -124,6 +124,9 @@ def test_a_giant_line_is_refused_without_reading_it_whole(tmp_path, monkeypatch)
   bad = []
   read = [(o[-1], r['text']) for o, r in open_source(str(path)).records(bad)]
   assert read == [('1', 'a'), ('3', 'b')] and len(bad) == 1
+  array = tmp_path / 'a.json'  # here one line is the whole file, as json.dump writes it
+  array.write_text(json.dumps([{'text': 'x' * 999}] * 3000))
+  assert len(list(open_source(str(array)).records())) == 3000
 
 
 def test_urls_are_read_through_epath(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ import io
 import itertools
 import json
 import pathlib
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
@@ -169,20 +170,21 @@ def plain(value: Any) -> Any:
   return value
 
 
-def _lines(path: str, bad: Bad) -> Iterator[tuple[int, bytes]]:
-  """(number from 1, line) of a file that may be compressed; lines above MAX_LINE are bad."""
+def _lines(path: str, bad: Bad, longest: int | None = None) -> Iterator[tuple[int, bytes]]:
+  """(number from 1, line) of a file that may be compressed; lines above `longest` bytes are bad."""
+  longest = longest or MAX_LINE
   number = 0
   with open_raw(path) as raw:
     file = _decompressed(path, raw)
     try:
-      while line := file.readline(MAX_LINE + 1):
+      while line := file.readline(longest + 1):
         number += 1
-        if len(line) <= MAX_LINE:
+        if len(line) <= longest:
           yield number, line
           continue
         while line and not line.endswith(b'\n'):
-          line = file.readline(MAX_LINE)
-        message = f'{path}:{number}: a line of more than {MAX_LINE >> 20} MiB'
+          line = file.readline(longest)
+        message = f'{path}:{number}: a line of more than {longest >> 20} MiB'
         note(bad, f'{message}; expected one record a line')
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
       raise DataError(f'{path}: broken gzip after line {number}: {error}') from error
@@ -222,12 +224,15 @@ def _read_jsonl(path: str, options, bad: Bad) -> Iterator[tuple[str, Any]]:
 
 def _read_json(path: str, options, bad: Bad) -> Iterator[tuple[str, Any]]:
   """An array of objects, or, where the file begins with an object, one object per line."""
-  first = next((line for _, line in _lines(path, bad) if line.strip()), b'')
-  if first.lstrip(b'\xef\xbb\xbf \t').startswith(b'{') and first.rstrip().endswith(b'}'):
+  # A whole array may stand in one line of any length.
+  lines = [line for _, line in _lines(path, bad, sys.maxsize - 1)]
+  first = next((line.strip() for line in lines if line.strip()), b'')
+  if first.removeprefix(b'\xef\xbb\xbf').startswith(b'{') and first.endswith(b'}'):
+    del lines
     yield from _read_jsonl(path, options, bad)
     return
   try:
-    value = json.loads(b''.join(line for _, line in _lines(path, bad)).decode('utf-8-sig'))
+    value = json.loads(b''.join(lines).decode('utf-8-sig'))
   except (ValueError, RecursionError) as error:
     raise DataError(f'{path}: not JSON: {error}') from error
   if not isinstance(value, list):
