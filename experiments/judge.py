@@ -64,14 +64,17 @@ def evaluations(
   flat = [
     (prompt, c) for each in samples for prompt, row in zip(prompts, each, strict=True) for c in row
   ]
-  data = from_examples([example(tokenizer, prompt, c.tokens) for prompt, c in flat])
+  different = list(dict.fromkeys((prompt, c.tokens) for prompt, c in flat))  # some come again
+  row = {text: i for i, text in enumerate(different)}
+  data = from_examples([example(tokenizer, *text) for text in different])
   table = ref_logps(data)
   shape = len(samples), len(prompts), len(samples[0][0])
   logps, refs, mask = np.zeros((3, *shape, data.lengths[:, 1].max()))
-  for i, (_, c) in enumerate(flat):
+  for i, (prompt, c) in enumerate(flat):
     at = np.unravel_index(i, shape)
     n = len(c.tokens)
-    logps[at][:n], refs[at][:n], mask[at][:n] = c.logps, table[i][0], 1
+    logps[at][:n], mask[at][:n] = c.logps, 1
+    refs[at][:n] = table[row[prompt, c.tokens]][0]
   texts = [prompt + c.text for prompt, c in flat]
   scores = np.array([reviews.score(text) for text in texts]).reshape(shape)
   valid = np.array([reviews.in_world(text) for text in texts]).reshape(shape)

@@ -62,10 +62,10 @@ class Settings:
   samples_per_prompt: int = 16  # of every training prompt; they make half as many pairs
   temperature: float = 0.1  # of the labels: how far two scores must differ to be told apart
   objective: str = 'dpo(beta=0.3) + 0.2*sft()'
-  dpo_steps: int = 150
+  dpo_steps: int = 180
   dpo_batch: int = 64
-  dpo_learning_rate: float = 2e-3
-  evaluations: int = 5  # along DPO, evenly spaced
+  dpo_learning_rate: float = 1.5e-3
+  evaluations: int = 6  # along DPO, evenly spaced
   held_out_samples: int = 4  # of every held-out prompt, at every evaluation
   max_new_tokens: int = 32
 

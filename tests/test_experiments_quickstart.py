@@ -36,6 +36,27 @@ def test_judges_of_a_high_temperature_are_often_wrong():
   assert agreement == pytest.approx(1 / (1 + np.exp(-1)), abs=0.1)  # scores 0.2 and -1
 
 
+def test_evaluations_sum_log_ratios_over_each_completion():
+  tokenizer = load_tokenizer('byte')
+  prompts = ['The plot', 'The cast']
+  good, cut = completion(' is good.', tokenizer, 0), completion(' is', tokenizer, 1, False)
+  built = []
+
+  def ref_logps(data):
+    built.append(data)
+    return [tuple(np.full(n, -1.5) for n in counts) for counts in data.lengths[:, 1:]]
+
+  samples = [[[good, good], [good, good]], [[good, cut], [cut, cut]]]
+  first, last = judge.evaluations(tokenizer, prompts, [0, 7], samples, ref_logps)
+  assert len(built[0]) == 4  # what was sampled twice is scored once
+  assert (first.step, last.step) == (0, 7)
+  assert first.kl.k1.value == pytest.approx(0.5 * len(good.tokens))
+  assert last.kl.k1.value == pytest.approx(0.5 * (len(good.tokens) / 4 + len(cut.tokens) * 3 / 4))
+  assert last.scores.tolist() == [[0.4, -1.0], [-1.0, -1.0]]
+  assert last.valid.tolist() == [[True, False], [False, False]]
+  assert last.completions == [[' is good.', ' is'], [' is', ' is']]
+
+
 def test_the_command_of_a_report_names_what_was_changed():
   assert quickstart._options(Settings(seed=3)) == ['--seed=3']
   assert quickstart._options(Settings(objective='ipo()')) == ["--objective='ipo()'"]
