@@ -217,6 +217,9 @@ def test_more_kinds(record, kind, found, candidates, extras, tmp_path):
   assert (data.kind, len(data[1].candidates)) == (found, candidates)
   assert set(data.extras) == set(data[1].extras) == extras
   assert BYTE.decode(data[1].prompt) == '<|bos|>p'
+  if found == 'prompt':
+    with pytest.raises(ValueError, match='prompts alone'):
+      Batches(data, 2)
 
 
 def test_numbers_of_candidates_and_tokens_reach_the_batch(tmp_path):

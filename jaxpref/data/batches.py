@@ -87,6 +87,8 @@ class Batches:
   def __post_init__(self):
     if not len(self.dataset):
       raise ValueError('the data set is empty: nothing to batch')
+    if self.dataset.lengths.shape[1] < 2:
+      raise ValueError('the data set holds prompts alone: there is no completion to learn from')
     cells = self.microbatches * self.groups
     if self.size < 1 or self.size % cells:
       raise ValueError(
