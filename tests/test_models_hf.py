@@ -10,12 +10,11 @@ import subprocess
 
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxpref.models import Model, load_hf, mask_layout, preset, save_hf
+from jaxpref.models import Model, Rope, load_hf, mask_layout, preset, save_hf
 from jaxpref.models.families import FAMILIES, family_of
 from jaxpref.models.fields import Fields
 from jaxpref.sampling import Sampling, sample
@@ -33,6 +32,17 @@ DECODERS, CLASSIFIERS = (
   for scores in (False, True)
 )
 FIXTURES = {folder.name: folder for folder in FOLDERS}
+
+
+SMALL = dict(
+  vocab_size=9,
+  width=16,
+  embed_scale=4.0,
+  num_layers=2,
+  num_heads=4,
+  mlp_width=12,
+  windows=(7, None),
+)
 
 
 def weights(folder):
@@ -117,13 +127,22 @@ def test_a_folder_comes_out_as_it_went_in(folder, tmp_path):
   assert fields(tmp_path) == fields(folder)
 
 
-@pytest.mark.parametrize('name', ['gpt2', 'qwen3'])
-def test_sharded_bfloat16_folders_come_out_as_they_went_in(name, tmp_path):
+@pytest.mark.parametrize(
+  ('name', 'dtype'),
+  [
+    ('gpt2', 'bfloat16'),
+    ('qwen3', 'float16'),
+    ('phi3', 'float16'),
+    ('mixtral', 'bfloat16'),
+    ('gemma2_scores', 'bfloat16'),
+  ],
+)
+def test_sharded_low_precision_folders_come_out_as_they_went_in(name, dtype, tmp_path):
   folder = FIXTURES[name]
-  low = {name: x.astype(ml_dtypes.bfloat16) for name, x in weights(folder).items()}
-  source = copy(folder, tmp_path / 'source', tensors=low, dtype='bfloat16')
+  low = {name: x.astype(jnp.dtype(dtype)) for name, x in weights(folder).items()}
+  source = copy(folder, tmp_path / 'source', tensors=low, dtype=dtype)
   model, params = load_hf(source)
-  assert {x.dtype.name for x in jax.tree.leaves(params)} == {'bfloat16'}
+  assert {x.dtype.name for x in jax.tree.leaves(params)} == {dtype}
   sharded = tmp_path / 'sharded'
   sharded.mkdir()
   (sharded / 'model.safetensors').write_bytes(b'an older model')
@@ -181,6 +200,14 @@ def test_a_changed_model_keeps_what_still_holds_of_its_config_json(tmp_path):
     (preset('tiny', qkv_bias=True, windows=(None, 7)), 'qwen2'),
     (preset('tiny', qk_norm=True, windows=(7, None)), 'qwen3'),
     (preset('gpt2', width=8, num_heads=2, num_layers=1, mlp_width=12, vocab_size=9), 'gpt2'),
+    (preset('tiny', windows=(7, 7)), 'mistral'),
+    (preset('tiny', num_experts=3, experts_per_token=2, normalize_experts=True), 'mixtral'),
+    (preset('tiny', num_experts=3, experts_per_token=2, qk_norm=True), 'qwen3_moe'),
+    (preset('tiny', rope=Rope(fraction=0.5), num_labels=4), 'phi3'),
+    (preset('tiny', norm_placement='post', qk_norm=True, qk_norm_span='all'), 'olmo2'),
+    (preset('tiny', norm_offset=1.0, embed_scale=8.0), 'gemma'),
+    (preset('gemma2-2b', **SMALL), 'gemma2'),
+    (preset('gemma3-1b', **SMALL, num_labels=1), 'gemma3_text'),
   ],
 )
 def test_a_model_from_scratch_is_saved_as_the_family_that_holds_it(config, family, tmp_path):
@@ -245,7 +272,7 @@ Q = 'model.layers.1.self_attn.q_proj.weight'
     (dict(num_hidden_layers=3), r'missing model.layers.2.* and 13 more'),
     (
       dict(model_type='mamba'),
-      r"model_type 'mamba' .* supported: llama \(LlamaForCausalLM\), qwen2",
+      r"model_type 'mamba' .* supported: llama \(LlamaForCausalLM\), mistral",
     ),
     (dict(architectures=['LlamaForTokenClassification']), 'LlamaForTokenClassification.*supported'),
     (dict(hidden_act='xielu'), "hidden_act = 'xielu' is not supported; known: silu"),
@@ -329,14 +356,19 @@ SCRIPT = """
 import sys, numpy, torch, transformers
 from safetensors.torch import load_file
 for folder, fixture in zip(sys.argv[1::2], sys.argv[2::2]):
-  model, info = transformers.AutoModelForCausalLM.from_pretrained(
+  auto = transformers.AutoModelForCausalLM
+  if fixture.endswith('_scores'):
+    auto = transformers.AutoModelForSequenceClassification
+  model, info = auto.from_pretrained(
     folder, output_loading_info=True, dtype=torch.float32, attn_implementation='eager')
   assert not info['missing_keys'] and not info['unexpected_keys'], (folder, info)
+  model.config.pad_token_id = 0  # a tokenizer's to say, and there is none
   expected = load_file(fixture + '/expected.safetensors')
   mask = expected['mask_right']
   with torch.no_grad():
     output = model.eval()(expected['tokens_right'].long(), attention_mask=mask.long())
-  print(folder, (output.logits - expected['logits_right'])[mask].abs().max().item())
+  error = (output.logits - expected['logits_right']).abs()
+  print(folder, error[mask].max().item() if error.ndim == 3 else error.max().item())
 """
 
 

@@ -92,15 +92,16 @@ class Adapted:
     return 2.0 * self.config.width * self.config.vocab_size
 
   def _continue(self, params: Params, tokens: Array, layout: Layout, cache: Transcript):
-    checked_fill(cache, tokens.shape[1])
-    whole = jax.tree.map(
+    length = tokens.shape[1]
+    checked_fill(cache, length)
+    tokens, layout = jax.tree.map(
       lambda old, new: jax.lax.dynamic_update_slice(old, new.astype(old.dtype), (0, cache.fill)),
-      cache[:2],
+      (cache.tokens, cache.layout),
       (tokens, layout),
     )
-    states = self.hidden(params, *whole)
-    new = jax.lax.dynamic_slice_in_dim(states, cache.fill, tokens.shape[1], axis=1)
-    return new, Transcript(*whole, cache.fill + tokens.shape[1])
+    states = self.hidden(params, tokens, layout)
+    new = jax.lax.dynamic_slice_in_dim(states, cache.fill, length, axis=1)
+    return new, Transcript(tokens, layout, cache.fill + length)
 
 
 # Under jit of its own, or a call outside of jit would compile every operation by itself.
@@ -140,7 +141,8 @@ def adapt(
   """
   linen = sys.modules.get('flax.linen')  # if nobody has imported it, this is no linen module
   if isinstance(module, nnx.Module):
-    static, state, rest = nnx.split(module, nnx.Param, ...)
+    static, state = nnx.split(module)
+    rest = nnx.filter_state(state, nnx.Not(nnx.Param))
     if others := ['/'.join(map(str, path)) for path, _ in nnx.to_flat_state(rest)]:
       raise ValueError(
         f'the module holds more than parameters: {", ".join(others)}; build it without dropout, '

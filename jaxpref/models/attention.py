@@ -1,7 +1,7 @@
 """Attention over packed rows and over a cache: who sees whom, and the sum itself."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,7 @@ class Cached:
     return out.swapaxes(1, 2).reshape(1, -1, *out.shape[1::2]), memory
 
 
-def checked_fill(cache: Cache, length: int):
+def checked_fill(cache: Any, length: int):
   """Raise ValueError if `length` more tokens do not fit, as far as that is known while tracing."""
   slots = cache.layout.positions.shape[1]
   fill = 0 if isinstance(cache.fill, Tracer) else int(cache.fill)

@@ -81,7 +81,9 @@ class Mixture(nnx.Module):
     """x [G, S, D] -> the same, and the routing of the tokens that are `real`, bool [G, S]."""
     # Near ties must not be decided by bfloat16's rounding.
     probs = jax.nn.softmax(self.router(x, jnp.float32), axis=-1)
-    weights, chosen = jax.lax.top_k(probs, self.picked)  # [G, S, k]
+    # By sorting: jax.lax.top_k would gather the tokens of all devices.
+    chosen = jnp.argsort(-probs, axis=-1, stable=True)[..., : self.picked]  # [G, S, k]
+    weights = jnp.take_along_axis(probs, chosen, axis=-1)
     if self.normalize:
       weights = weights / weights.sum(-1, keepdims=True)
     num = probs.shape[-1]

@@ -77,7 +77,8 @@ class Fields(Mapping):
   """A parsed config.json that remembers which of its fields were looked at."""
 
   def __init__(self, source: Mapping[str, Any]):
-    self.source, self.seen = source, set()
+    self.source = source
+    self.seen: set[str] = set()
 
   def __getitem__(self, key: str) -> Any:
     self.seen.add(key)
@@ -210,17 +211,17 @@ def parse_rope(fields: Fields, scaling: dict, theta: float, fraction: float = 1.
   if kind in ('default', 'longrope'):
     original = original or scaling.pop('original_max_position_embeddings', None)
     scaling.pop('original_max_position_embeddings', None)
-  scaling = Fields(scaling)
-  if unknown := sorted(set(scaling) - set(_KINDS[kind])):
+  given = Fields(scaling)
+  if unknown := sorted(set(given) - set(_KINDS[kind])):
     raise ValueError(f'config.json: rope type {kind!r} has no {", ".join(unknown)}')
   match kind:
     case 'linear':
-      return Rope(theta, LinearScaling(float(scaling.need('factor'))), fraction)
+      return Rope(theta, LinearScaling(float(given.need('factor'))), fraction)
     case 'llama3':
-      values = {ours: scaling.need(name) for name, ours in _LLAMA3.items()}
+      values = {ours: given.need(name) for name, ours in _LLAMA3.items()}
       return Rope(theta, Llama3Scaling(**values), fraction)
     case 'longrope':
-      return Rope(theta, _read_long(scaling, fields, original), fraction)
+      return Rope(theta, _read_long(given, fields, original), fraction)
   return Rope(theta, None, fraction)
 
 
@@ -231,8 +232,8 @@ def _read_long(scaling: Fields, fields: Fields, original: int | None) -> LongSca
   amplitude = scaling.get('attention_factor')
   if amplitude is None:  # LongRoPE's: the longer the window, the sharper the softmax
     amplitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-  factors = (tuple(map(float, scaling.need(name))) for name in ('short_factor', 'long_factor'))
-  return LongScaling(*factors, original, float(amplitude))
+  short, long = (tuple(map(float, scaling.need(x))) for x in ('short_factor', 'long_factor'))
+  return LongScaling(short, long, original, float(amplitude))
 
 
 def write_rope(rope: Rope | None) -> dict[str, Any]:

@@ -148,9 +148,8 @@ def read_config(folder: pathlib.Path) -> tuple[Config, Family]:
   if not isinstance(source, dict):
     raise ValueError(f'{path}: expected an object, got {type(source).__name__}')
   family = FAMILIES.get(str(source.get('model_type')))
-  classes = family and (family.architecture, family.classifier)
-  architectures = source.get('architectures') or [family and family.architecture]
-  if family is None or architectures not in ([name] for name in classes):
+  classes = [[family.architecture], [family.classifier]] if family else []
+  if family is None or (source.get('architectures') or classes[0]) not in classes:
     raise ValueError(
       f'{path}: model_type {source.get("model_type")!r} with architectures '
       f'{source.get("architectures")} is not supported; supported: {supported()}, and their '
@@ -169,8 +168,8 @@ def _read(family: Family, source: dict) -> Config:
   fields = Fields(source)
   config = family.read(fields)
   if source.get('architectures') == [family.classifier]:
-    labels = source.get('id2label')
-    number = len(labels) if isinstance(labels, dict) else source.get('num_labels', 2)
+    labels = source.get('id2label')  # two of them go without saying
+    number = len(labels) if isinstance(labels, dict) else fields.get('num_labels', 2)
     config = dataclasses.replace(config, num_labels=number)
   fields.finish()
   return config
@@ -184,13 +183,15 @@ def _config_json(config: Config, tokenizer) -> tuple[str, dict]:
   head: dict = {'architectures': [family.architecture]}
   if config.num_labels:
     labels = {str(i): f'LABEL_{i}' for i in range(config.num_labels)}
-    ids = {label: int(i) for i, label in labels.items()}
-    head = {'architectures': [family.classifier], 'id2label': labels, 'label2id': ids}
+    back = {label: int(i) for i, label in labels.items()}
+    head = {'architectures': [family.classifier], 'id2label': labels, 'label2id': back}
   if source.get('model_type') != name:
     # Special ids are said outright: transformers would fill in its own and stop at them.
     ids = {f'{kind}_token_id': getattr(tokenizer, f'{kind}_id', None) for kind in _SPECIAL}
     return name, {'model_type': name, **head, **ids, **family.write(config)}
-  if _read(family, source) != config:
+  before = _read(family, source)
+  if before != config:
+    head = {} if before.num_labels == config.num_labels else head
     source = {key: value for key, value in source.items() if key not in ROPE_KEYS}
     source |= head | family.write(config)
   return name, source

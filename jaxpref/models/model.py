@@ -161,8 +161,8 @@ def _hidden_rows(model: Model, params, tokens: tuple[Array, ...], layouts: tuple
 @functools.partial(jax.jit, static_argnums=0, inline=True)
 def _hidden_cached(model: Model, params, tokens: Array, layout: Layout, cache: Cache):
   attention = Cached(_attend(model.config), cache, layout)
-  flat = jax.tree.map(lambda x: x.reshape(1, -1), (tokens, layout))
-  states, (k, v), _ = _run(model, params, *flat, attention, (cache.k, cache.v))
+  flat, places = jax.tree.map(lambda x: x.reshape(1, -1), (tokens, layout))
+  states, (k, v), _ = _run(model, params, flat, places, attention, (cache.k, cache.v))
   states = states.reshape(*tokens.shape, -1)
   return states, Cache(k, v, attention.layout, cache.fill + tokens.shape[1])
 

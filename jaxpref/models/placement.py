@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSha
 
 AT_ONCE = 2**26  # bytes: a stacked parameter above that goes to its devices layer by layer
 
-Read = Callable[[tuple[slice, ...]], np.ndarray]  # a slice of a parameter
+Read = Callable[[Any], np.ndarray]  # a tuple of slices -> that part of a parameter
 
 
 def placed(read: Read, shape: tuple[int, ...], dtype, sharding: Sharding | None) -> jax.Array:

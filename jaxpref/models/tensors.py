@@ -26,7 +26,7 @@ class Stored(NamedTuple):
   """One tensor of a file and what it holds of our parameters."""
 
   shape: tuple[int, ...]
-  index: tuple[int, ...]  # of the layer, and of the expert
+  where: tuple[int, ...]  # the layer, and the expert
   paths: tuple[str, ...]  # joined along our last axis
   sizes: tuple[int, ...]  # of that axis, for each path
   transposed: bool
@@ -66,7 +66,7 @@ def parameter_sources(expected: dict[str, Stored]) -> dict[str, dict[tuple[int, 
   for name, stored in expected.items():
     starts = np.cumsum((0, *stored.sizes))
     for path, start in zip(stored.paths, starts, strict=False):
-      sources.setdefault(path, {})[stored.index] = Source(name, int(start), stored.transposed)
+      sources.setdefault(path, {})[stored.where] = Source(name, int(start), stored.transposed)
   return sources
 
 
@@ -104,7 +104,7 @@ def read_part(
 
 def joined(stored: Stored, params: dict[str, jax.Array]) -> np.ndarray:
   """The tensor to store, of our parameters by path."""
-  parts = [np.asarray(params[path][stored.index]) for path in stored.paths]
+  parts = [np.asarray(params[path][stored.where]) for path in stored.paths]
   whole = np.concatenate(parts, axis=-1)
   return np.ascontiguousarray(whole.T if stored.transposed else whole)
 
