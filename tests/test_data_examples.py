@@ -131,7 +131,7 @@ def test_only_the_assistants_turns_are_scored(marked, tmp_path):
 def test_a_template_that_rewrites_earlier_turns_needs_marks(tmp_path):
   config = {'chat_template': '{{ messages | length }}' + vocabularies.CHAT}
   tokenizer = vocabularies.merging(tmp_path, config=config)
-  with pytest.raises(ValueError, match=r'writes earlier turns differently.*generation'):
+  with pytest.raises(ValueError, match=r'writes what comes before .* differently.*generation'):
     made(tokenizer, [user('q')], [assistant('y')])
 
 

@@ -19,8 +19,8 @@ import numpy as np
 from jaxpref.data.conversations import ASSISTANT, HUMAN, Text
 from jaxpref.data.records import Record
 from jaxpref.data.tokenizer import Tokenizer
+from jaxpref.data.turns import Span, common_prefix, read_chat
 
-Span = tuple[int, int]
 TRUNCATE = ('prompt_left', 'end', 'drop')
 
 
@@ -61,7 +61,7 @@ def make_example(record: Record, tokenizer: Tokenizer, report: Counter) -> Examp
   """
   prompt = prompt_tokens(record.prompt, tokenizer, record.tools)
   whole = [_read(record, completion, tokenizer) for completion in record.completions]
-  begins = [_common_prefix(prompt, tokens) for tokens, _ in whole]
+  begins = [common_prefix(prompt, tokens) for tokens, _ in whole]
   border = min(begins, default=len(prompt))
   report['boundary_merges'] += border < len(prompt)
   candidates, scored = [], []
@@ -105,7 +105,7 @@ def _step_fields(record: Record, tokens, border: int, tokenizer: Tokenizer) -> d
     part = tokenizer.encode(text[: start + end])
     if plain:
       part = _with_bos(part, tokenizer, always=not prompt)
-    last = max(_common_prefix(part, tokens) - 1, border)
+    last = max(common_prefix(part, tokens) - 1, border)
     found[last], labels[last] = 1, label
   return {'step_ends': (found[border:],), 'step_labels': (labels[border:],)}
 
@@ -160,7 +160,7 @@ def _read(record: Record, completion: Text, tokenizer: Tokenizer) -> tuple[list[
   prompt = record.prompt
   if isinstance(prompt, str) and isinstance(completion, str):
     return _read_text(prompt, completion, tokenizer)
-  return _read_chat([*prompt, *completion], len(prompt), tokenizer, record.tools)
+  return read_chat([*prompt, *completion], len(prompt), tokenizer, record.tools)
 
 
 def _read_text(prompt: str, completion: str, tokenizer: Tokenizer):
@@ -170,47 +170,16 @@ def _read_text(prompt: str, completion: str, tokenizer: Tokenizer):
   if prompt.startswith(HUMAN):  # later human turns of a transcript are not the policy's words
     human = text.find(HUMAN, len(prompt))
     while human >= 0:
-      spans.append((start, _common_prefix(prompt_tokens(text[:human], tokenizer), tokens)))
+      spans.append((start, common_prefix(prompt_tokens(text[:human], tokenizer), tokens)))
       reply = text.find(ASSISTANT, human)
       if reply < 0:
         return tokens, spans
       answer = reply + len(ASSISTANT)
-      start = _common_prefix(prompt_tokens(text[:answer], tokenizer), tokens)
+      start = common_prefix(prompt_tokens(text[:answer], tokenizer), tokens)
       human = text.find(HUMAN, answer)
   if tokenizer.eos_id is not None and (not tokens or tokens[-1] not in tokenizer.stop_ids):
     tokens.append(tokenizer.eos_id)
   return tokens, [*spans, (start, len(tokens))]
-
-
-def _read_chat(messages: list, prompt: int, tokenizer: Tokenizer, tools):
-  options = _template_options(tools)
-  text, marked = tokenizer.render_chat(messages, **options)
-  tokens = tokenizer.encode(text)
-  stops = [i for i, token in enumerate(tokens) if token in tokenizer.stop_ids]
-  if stops and not tokenizer.decode(tokens[stops[-1] + 1 :]).strip():
-    # What a template writes after the last end-of-turn (a newline) no sampler gets to.
-    del tokens[stops[-1] + 1 :]
-  elif tokenizer.eos_id is not None:  # a template that never ends a turn
-    tokens.append(tokenizer.eos_id)
-    stops.append(len(tokens) - 1)
-  if marked:
-
-    def index(characters: int) -> int:
-      return _common_prefix(tokenizer.encode(text[:characters]), tokens)
-
-    return tokens, [(index(start), index(end)) for start, end in marked]
-  spans = []
-  for number in range(prompt, len(messages)):
-    if messages[number]['role'] == 'assistant':
-      before = prompt_tokens(messages[:number], tokenizer, tools)
-      start = _common_prefix(before, tokens)
-      if any(token in tokenizer.stop_ids for token in before[start:]):
-        raise ValueError(
-          'the chat template writes earlier turns differently once the conversation goes on, so '
-          "where the assistant's turn begins cannot be told; mark it with {% generation %}"
-        )
-      spans.append((start, next((i + 1 for i in stops if i >= start), len(tokens))))
-  return tokens, spans
 
 
 def _with_bos(tokens: list[int], tokenizer: Tokenizer, always: bool) -> list[int]:
@@ -218,15 +187,6 @@ def _with_bos(tokens: list[int], tokenizer: Tokenizer, always: bool) -> list[int
   if bos is None or tokens[:1] == [bos] or not (tokenizer.adds_bos or always):
     return tokens
   return [bos, *tokens]
-
-
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-  count = 0
-  for x, y in zip(a, b, strict=False):
-    if x != y:
-      break
-    count += 1
-  return count
 
 
 def _all_equal(arrays: Sequence[np.ndarray]) -> bool:
