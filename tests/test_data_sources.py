@@ -92,6 +92,56 @@ def test_content_follows_the_bytes_not_the_names(tmp_path):
   assert before != open_source(str(one)).content
 
 
+@pytest.mark.parametrize(
+  ('part', 'expected'),
+  [
+    ('[:3]', [0, 1, 2]),
+    ('[2:4]', [2, 3]),
+    ('[8:99]', [8, 9]),
+    ('[-2:]', [8, 9]),
+    ('[:-8]', [0, 1]),
+    ('[:25%]', [0, 1]),
+    ('[25%:50%]', [2, 3, 4]),
+    ('[50%:]', [5, 6, 7, 8, 9]),
+    ('[:]', list(range(10))),
+  ],
+)
+def test_parts_of_a_source(part, expected, tmp_path):
+  path = write_lines(tmp_path / 'a.jsonl', [json.dumps({'n': n}) for n in range(10)])
+  source = open_source(f'jsonl:{path}{part}')
+  assert [record['n'] for _, record in source.records()] == expected
+  assert [origin for origin, _ in source.records()] == [f'{path}:{n + 1}' for n in expected]
+  assert source.content != open_source(f'jsonl:{path}').content
+  assert source.name == f'jsonl:{path}{part}'
+
+
+@pytest.mark.parametrize('cut', ['10%', '33%', '50%', '66.7%', '99%'])
+def test_parts_meet_without_gap_or_overlap(cut, tmp_path):
+  path = write_lines(tmp_path / 'a.jsonl', [json.dumps({'n': n}) for n in range(7)])
+  halves = [open_source(f'{path}{part}').records() for part in (f'[:{cut}]', f'[{cut}:]')]
+  assert [record['n'] for half in halves for _, record in half] == list(range(7))
+
+
+def test_a_class_of_characters_in_a_glob_is_no_part(tmp_path):
+  for name in 'abc':
+    write_lines(tmp_path / f'{name}.jsonl', [json.dumps({'text': name})])
+  records = open_source(f'jsonl:{tmp_path}/[ab].jsonl[1:]').records()
+  assert [record['text'] for _, record in records] == ['b']
+
+
+def test_columns_in_the_source(tmp_path):
+  path = write_lines(tmp_path / 'a.jsonl', ['{"q": "Q", "a": "A"}', '{"q": "R"}'])
+  source = open_source(f'jsonl:{path}[:1]?prompt={{q}}:\\n&completion=a')
+  assert [r for _, r in source.records()] == [{'prompt': 'Q:\n', 'completion': 'A'}]
+  whole = open_source(f'jsonl:{path}?prompt={{q}}&completion=a')
+  with pytest.raises(DataError, match=r"a.jsonl:2: no key 'a' \(columns: 'completion'\)"):
+    list(whole.records())
+  bad = []
+  assert len(list(whole.records(bad))) == 1 and len(bad) == 1
+  with pytest.raises(DataError, match=r"unknown option 'promt'.*did you mean 'prompt'"):
+    open_source(f'jsonl:{path}?promt=q')
+
+
 TFDS_SCRIPT = """
 import sys, warnings
 warnings.simplefilter('error')
