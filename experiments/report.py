@@ -67,10 +67,10 @@ def rows(study: Study) -> list[tuple[str, str, str]]:
     ('score of valid reviews', *_valid_scores(before, after)),
     ('valid reviews', *(f'{statistics.mean(e.valid):.1%}' for e in (before, after))),
     ('win rate over reference', '', f'{wins:.1%}'),
-    ('KL to reference, k1 (nats)', '0', f'{after.kl.k1:.2f}'),
-    ('KL to reference, k3 (nats)', '0', f'{after.kl.k3:.2f}'),
+    ('KL, k1 estimate (nats)', '0', f'{after.kl.k1:.2f}'),
+    ('KL, k3 estimate (nats)', '0', f'{after.kl.k3:.2f}'),
     ('distinct completions', f'{before.distinct():.1%}', f'{after.distinct():.1%}'),
-    ('characters per completion', *(f'{_mean_length(e):.1f}' for e in (before, after))),
+    ('length, in characters', *(f'{_mean_length(e):.1f}' for e in (before, after))),
   ]
 
 
@@ -159,7 +159,7 @@ temperature 1, and the rule that defines true sentiment scores the texts from -1
 In brackets: 95 % intervals, prompts being the units (Wilson's for the win rate, normal ones
 elsewhere). A win is a higher score than the reference's sample of the same prompt; a tie counts
 one half. KL is that of whole completions, KL(result ‖ reference), by two estimators on the same
-samples.
+samples; both are unbiased, and where they differ much neither is sure.
 
 ![true score before and after, and against KL]({OUTCOME_PLOT})
 

@@ -51,7 +51,7 @@ def test_rows_hold_the_measured_numbers(study):
   assert rows['score of valid reviews'][0].startswith('-0.200 [')
   assert rows['valid reviews'][0].startswith('83.3% [')
   assert rows['win rate over reference'][1].startswith('100.0% [')
-  assert rows['KL to reference, k1 (nats)'] == ('0', '2.00 [2.00, 2.00]')
+  assert rows['KL, k1 estimate (nats)'] == ('0', '2.00 [2.00, 2.00]')
   assert rows['distinct completions'] == ('16.7%', '58.3%')
 
 
@@ -116,7 +116,8 @@ def test_valid_reviews_may_be_missing_altogether(study, tmp_path):
 
 
 def test_summary_prints_table_and_samples(study):
-  console = Console(file=io.StringIO(), width=120)
+  console = Console(file=io.StringIO(), width=80)
   report.summary(console, study)
   text = console.file.getvalue()
+  assert all(row[2] in text for row in report.rows(study))  # numbers are not wrapped
   assert 'win rate over reference' in text and 'The plot 0' in text and '+0.60' in text
