@@ -27,11 +27,11 @@ def default() -> ml_collections.ConfigDict:
   c.max_nonfinite = 3  # steps in a row that may be lost to NaN before the run stops
 
   c.data = data = ml_collections.ConfigDict()
-  data.train = ''  # 'jsonl:path-or-glob', 'tfds:name/config:split', or the path of a .jsonl(.gz)
+  data.train = ''  # a source, or a mixture '0.7*a + 0.3*b'; see jaxpref/data/sources.py
   data.eval = ''  # held-out source; '': eval_fraction of the training prompts
   data.eval_fraction = 0.0
-  data.kind = 'auto'  # 'preference', 'unpaired' or 'sft'; 'auto': as the records look
-  data.columns = ''  # renames, as 'prompt=question,chosen=good,rejected=bad'
+  data.kind = 'auto'  # preference, ranked, unpaired, stepwise, sft, prompt; 'auto': as they look
+  data.columns = ''  # such as 'prompt=question,chosen=good'; see jaxpref/data/columns.py
   data.max_length = 1024  # tokens of prompt + longest candidate
   data.truncate = 'prompt_left'  # or 'end', 'drop'
   data.on_error = 'raise'  # or 'skip': bad lines are counted and listed

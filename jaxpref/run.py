@@ -173,10 +173,11 @@ def load_data(
     data.load,
     tokenizer=tokenizer,
     kind=c.kind,
-    columns=parse_columns(c.columns),
+    columns=c.columns,
     max_length=c.max_length,
     truncate=c.truncate,
     on_error=c.on_error,
+    seed=config.seed,
   )
   train_set = load(c.train)
   if c.eval:
@@ -208,16 +209,6 @@ def check_fits(
       f'the data holds sequences of {longest} tokens, but {config.model} has learned '
       f'{model.config.max_positions} positions; set config.data.max_length to at most that'
     )
-
-
-def parse_columns(text: str) -> dict[str, str]:
-  """{'prompt': 'question'} from 'prompt=question,...'."""
-  pairs = [item.split('=') for item in text.split(',') if item.strip()]
-  if any(len(pair) != 2 for pair in pairs):
-    raise ValueError(
-      f"config.data.columns must look like 'prompt=question,chosen=good', got {text!r}"
-    )
-  return {name.strip(): key.strip() for name, key in pairs}
 
 
 def parse_keep_best(text: str) -> tuple[str, str] | None:

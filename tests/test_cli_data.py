@@ -83,7 +83,7 @@ def test_lint_of_sound_data_succeeds(pairs, tmp_path, capsys):
   ('arguments', 'message'),
   [
     (['inspect'], 'no data: give --data='),
-    (['lnit'], "expected `jaxpref data inspect` or `jaxpref data lint`, got 'lnit'"),
+    (['lnit'], "inspect or lint or convert, got 'lnit'"),
     ([], "got 'nothing'"),
     (['inspect', 'more', '--data=x'], "got 'inspect more'"),
     (['inspect', '--data=jsonl:nowhere.jsonl'], "no such file: 'nowhere.jsonl'"),
@@ -97,3 +97,24 @@ def test_lint_of_sound_data_succeeds(pairs, tmp_path, capsys):
 def test_mistakes_are_named(arguments, message, capsys):
   assert main(['data', *arguments]) == 2
   assert message in capsys.readouterr().err
+
+
+def test_convert_writes_records_and_counts_what_it_skips(tmp_path, capsys):
+  source = tmp_path / 'pairs.jsonl'
+  good = json.dumps({'prompt': 'a', 'chosen': ' b', 'rejected': ' c'})
+  source.write_text(f'{good}\n{{"prompt": 1}}\n')
+  out = tmp_path / 'out.jsonl'
+  command = ['data', 'convert', f'--data=jsonl:{source}', '--to=unpaired', f'--output={out}']
+  assert main(command) == 2
+  assert 'pairs.jsonl:2' in capsys.readouterr().err
+  assert main([*command, '--on_error=skip']) == 0
+  assert [json.loads(line)['label'] for line in out.read_text().splitlines()] == [True, False]
+  assert '2 records; 1 skipped' in capsys.readouterr().err
+  assert main([*command[:-2], '--to=unparied']) == 2
+  assert 'unpaired' in capsys.readouterr().err
+
+
+def test_lint_writes_its_findings_as_json(tmp_path):
+  found = tmp_path / 'lint.json'
+  main(['data', 'lint', '--config=dpo:tiny', f'--json={found}'])
+  assert json.loads(found.read_text())['examples'] == 323

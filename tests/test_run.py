@@ -40,7 +40,7 @@ def tiny(**changes) -> ConfigDict:
     ({'model': '/nowhere'}, 'no model at'),
     ({'reference': 'none'}, "'table' or 'live'"),
     ({'data.train': ''}, 'config.data.train is empty'),
-    ({'data.columns': 'prompt:question'}, 'prompt=question'),
+    ({'data.columns': 'promt=question'}, "did you mean 'prompt'"),
     ({'data.eval_fraction': 1.0}, 'leaves 0 examples'),
     ({'batch.size': 9, 'batch.microbatches': 2}, 'multiple of microbatches'),
     ({'checkpoint.keep_best': 'eval/loss'}, 'eval/loss min'),

@@ -1,16 +1,21 @@
-r"""Shows data as the model will see it, or what is likely wrong with it.
+r"""Shows data as the model will see it, finds what is likely wrong with it, or rewrites it.
 
   jaxpref data inspect --data=jsonl:pairs.jsonl.gz --tokenizer=/models/qwen3-0.6b --indices=0,7
   jaxpref data inspect --config=dpo:tiny --boundaries
   jaxpref data lint --data='jsonl:persona/*.jsonl.gz' \
     --columns=prompt=question,chosen=answer_matching_behavior,rejected=answer_not_matching_behavior
+  jaxpref data convert --data=sharegpt.json --to=messages --output=chats.jsonl
 
 With --config the data and tokenizer are those of a training config; flags that are given come
 first. The exit status of lint is 1 where it finds an error. lint counts unreadable records and goes
-on; inspect stops at the first, as training does.
+on; inspect and convert stop at the first, as training does.
 """
 
+import contextlib
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -20,7 +25,7 @@ from rich.console import Console
 from jaxpref import config as config_keys
 from jaxpref.cli import configs
 
-ACTIONS = ('inspect', 'lint')
+ACTIONS = ('inspect', 'lint', 'convert')
 PIPE_WIDTH = 120  # of what goes into a pipe or file, in characters
 
 
@@ -29,8 +34,8 @@ def define_data_flags(own: flags.FlagValues) -> None:
   text: dict[str, Any] = {'flag_values': own}
   flags.DEFINE_string('data', None, "source, such as 'jsonl:pairs.jsonl' or 'tfds:name'", **text)
   flags.DEFINE_string('tokenizer', None, "'byte' or a folder with tokenizer.json", **text)
-  flags.DEFINE_string('kind', None, 'preference, unpaired, sft or auto', **text)
-  flags.DEFINE_string('columns', None, 'renames, as prompt=question,chosen=good', **text)
+  flags.DEFINE_string('kind', None, 'auto, or what the records are; see config.data.kind', **text)
+  flags.DEFINE_string('columns', None, 'what is where, as prompt=question,chosen=good', **text)
   flags.DEFINE_integer('max_length', None, 'tokens of prompt + longest candidate', **text)
   flags.DEFINE_string('truncate', None, 'prompt_left, end or drop', **text)
   flags.DEFINE_string('on_error', None, 'raise, or skip: bad records are counted', **text)
@@ -57,6 +62,9 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_list('indices', [], 'examples that inspect shows; default: the first --num', **text)
   flags.DEFINE_integer('num', 3, 'how many', lower_bound=0, **text)
   flags.DEFINE_boolean('boundaries', False, 'show · between tokens', **text)
+  flags.DEFINE_string('json', '', 'file that lint writes its findings to', **text)
+  flags.DEFINE_string('to', '', 'what convert makes: preference, unpaired, messages, ...', **text)
+  flags.DEFINE_string('output', '', 'file that convert writes; default: standard output', **text)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', **text)
   return own
 
@@ -70,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
   if action not in ACTIONS or extra:
     found = ' '.join([action, *extra]) or 'nothing'
-    raise flags.Error(f'expected `jaxpref data inspect` or `jaxpref data lint`, got {found!r}')
+    raise flags.Error(f'expected `jaxpref data` {" or ".join(ACTIONS)}, got {found!r}')
   if own.config is None and own.data is None:
     raise flags.Error('no data: give --data=jsonl:pairs.jsonl, or a config as --config=dpo:tiny')
   base = own.config or config_keys.default()
@@ -78,20 +86,46 @@ def main(argv: Sequence[str]) -> int:
   if action == 'lint' and own.on_error is None:
     config.data.on_error = 'skip'
 
+  if action == 'convert':
+    return convert_data(config, own.to, own.output)
+
   from jaxpref import run  # after the flags: --help and typos should not wait for jax
   from jaxpref.data import inspect, lint
   from jaxpref.train import policy
 
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
-  dataset, _ = run.load_data(config, tokenizer)
+  dataset, held_out = run.load_data(config, tokenizer)
   console = open_console()
   if action == 'inspect':
     chosen = parse_indices(own.indices, len(dataset)) or range(min(own.num, len(dataset)))
     inspect.show(dataset, tokenizer, chosen, console, boundaries=own.boundaries)
     return 0
-  findings = lint.lint(dataset, tokenizer)
+  findings = lint.lint(dataset, tokenizer, held_out)
   lint.render(findings, dataset, console)
+  if own.json:
+    text = json.dumps(lint.to_json(findings, dataset), indent=2, ensure_ascii=False)
+    Path(own.json).expanduser().write_text(text + '\n', encoding='utf-8')
   return int(any(finding.severity == lint.SEVERITIES[0] for finding in findings))
+
+
+def convert_data(config: ConfigDict, target: str, output: str) -> int:
+  """Writes the records of `config.data.train` as `target` has them, one JSON object a line."""
+  from jaxpref.data import convert
+
+  bad: list[str] | None = [] if config.data.on_error == 'skip' else None
+  found = convert.convert(config.data.train, target, columns=config.data.columns, bad=bad)
+  lines = (json.dumps(record, ensure_ascii=False) + '\n' for record in found)
+  count = 0
+  with contextlib.ExitStack() as stack:
+    out = sys.stdout
+    if output:
+      out = stack.enter_context(Path(output).expanduser().open('w', encoding='utf-8'))
+    for line in lines:
+      out.write(line)
+      count += 1
+  skipped = ''.join(f'\n  {message}' for message in bad or ())
+  print(f'{count} records; {len(bad or ())} skipped{skipped}', file=sys.stderr)
+  return 0
 
 
 def parse_indices(words: Sequence[str], count: int) -> list[int]:
