@@ -26,23 +26,27 @@ CONFIGS = {
     num_kv_heads=4,
   ),
   'qwen3': SMALL(qk_norm=True, head_dim=6, windows=(None, 3), tied=False),
-  'both': SMALL(norm_placement='both', activation='gelu', rope=Rope(50.0, LinearScaling(2.0))),
-  'post': SMALL(norm_placement='post', activation='relu', windows=(2, 4)),
-  'gemma2': SMALL(
+  'gemma': SMALL(
     norm_placement='both',
     norm_offset=1.0,
     windows=(3, None),
+    rope=Rope(900.0, LinearScaling(2.0)),
+    local_rope=Rope(20.0),
     query_scalar=3.0,
     attention_cap=1.5,
     logit_cap=2.0,
     embed_scale=4.0,
-    activation='gelu_tanh',
+    activation='gelu',
   ),
-  'gemma3': SMALL(qk_norm=True, windows=(3, None), rope=Rope(900.0), local_rope=Rope(20.0)),
-  'phi3': SMALL(
-    rope=Rope(50.0, LongScaling((1.0, 2.0), (3.0, 4.0), 32, 1.2), fraction=0.5), head_dim=8
+  'olmo': SMALL(
+    norm_placement='post',
+    qk_norm=True,
+    qk_norm_span='all',
+    activation='relu',
+    windows=(2, 4),
+    head_dim=8,
+    rope=Rope(50.0, LongScaling((1.0, 2.0), (3.0, 4.0), 32, 1.2), fraction=0.5),
   ),
-  'olmo2': SMALL(norm_placement='post', qk_norm=True, qk_norm_span='all'),
   'experts': SMALL(num_experts=5, experts_per_token=2, normalize_experts=True),
 }
 EVERY = pytest.mark.parametrize('name', CONFIGS)

@@ -71,6 +71,7 @@ def test_what_a_family_writes_is_read_back_as_the_fixture(name):
     ('qwen3_moe', dict(max_window_layers=1), 'max_window_layers = 1 is not supported'),
     ('gemma', dict(hidden_activation='tanh'), "hidden_activation = 'tanh' is not supported"),
     ('gemma2', dict(use_bidirectional_attention=True), 'use_bidirectional_attention = True'),
+    ('gemma2', dict(sliding_window_size=9), 'sliding_window_size = 9 is not supported; .* be 6'),
     ('gemma3', dict(attn_logit_softcapping=5.0), 'attn_logit_softcapping = 5.0 is not supported'),
     ('gemma3', dict(rope_parameters={'factor': 2}), 'rope_parameters has no factor'),
     ('phi3', dict(lm_head_bias=True), 'lm_head_bias = True is not supported'),

@@ -16,7 +16,8 @@ HARMLESS = frozenset(
   # Who wrote it, and the names of things.
   'architectures model_type _name_or_path name_or_path transformers_version torch_dtype dtype '
   'auto_map _commit_hash tokenizer_class license finetuning_task task_specific_params '
-  'unsloth_fixed unsloth_version vocab_file _attn_implementation _attn_implementation_autoset '
+  'unsloth_fixed unsloth_version vocab_file is_llama_config transformers.js_config '
+  '_attn_implementation _attn_implementation_autoset '
   'attn_implementation _attn_implementation_internal _experts_implementation cache_implementation '
   # Special tokens: the tokenizer's.
   'bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id unk_token_id '
@@ -28,9 +29,10 @@ HARMLESS = frozenset(
   'router_jitter_noise '
   # Which outputs a call returns, how they are cached, and losses that are not in them.
   'use_cache return_dict output_hidden_states output_attentions output_router_logits torchscript '
+  'output_past gradient_checkpointing _flash_attn_2_enabled use_flash_attn '
   'router_aux_loss_coef keys_to_ignore_at_inference problem_type use_bfloat16 tf_legacy_loss '
   # Labels' names and heads that other classes have.
-  'id2label label2id num_labels summary_type summary_use_proj summary_activation '
+  'id2label label2id num_labels _num_labels summary_type summary_use_proj summary_activation '
   'summary_proj_to_labels '
   # The order of equal sums, memory layout and sizes said twice.
   'pretraining_tp reorder_and_upcast_attn chunk_size_feed_forward n_ctx '
@@ -43,6 +45,7 @@ HARMLESS = frozenset(
 # Switches of other families: off, they change nothing.
 _OFF = (
   'attention_bias mlp_bias qkv_bias use_bias lm_head_bias use_qk_norm use_sliding_window '
+  'rope_interleaved use_mrope '
   'is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size '
   'tie_encoder_decoder pruned_heads use_bidirectional_attention'
 ).split()

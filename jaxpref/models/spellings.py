@@ -197,9 +197,11 @@ def read_capped_gemma(fields: Fields, pattern: int) -> dict[str, Any]:
   layers = range(shared['num_layers'])
   kinds = ['full_attention' if (i + 1) % pattern == 0 else 'sliding_attention' for i in layers]
   scalar = fields.get('query_pre_attn_scalar', 256)
+  window = fields.get('sliding_window', _GEMMA_WINDOW)
+  fields.only('sliding_window_size', window)  # the first files say it twice
   return shared | dict(
     norm_placement='both',
-    windows=read_windows(fields, fields.get('sliding_window', _GEMMA_WINDOW), kinds),
+    windows=read_windows(fields, window, kinds),
     query_scalar=None if scalar == shared['head_dim'] else float(scalar),
   )
 
