@@ -153,7 +153,7 @@ def _start() -> subprocess.Popen[bytes]:
   )
   if _exchange(process, b'') != b'ready\n':
     process.kill()
-    raise RuntimeError(f'cannot start the process that renders chat templates: {process.args}')
+    raise RuntimeError(f'cannot start the process that renders chat templates: {process.args!r}')
   return process
 
 
@@ -163,6 +163,7 @@ def _forked() -> None:
   _parents, _process = _process, _Process()
 
 
-_process, _parents = _Process(), None
+_process = _Process()
+_parents: _Process | None = None
 atexit.register(lambda: _process.close())
 os.register_at_fork(after_in_child=_forked)

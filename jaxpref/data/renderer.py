@@ -17,7 +17,7 @@ import json
 import resource
 import signal
 import sys
-from typing import Any
+from typing import Any, ClassVar
 
 import jinja2
 from jinja2 import ext, nodes, sandbox
@@ -30,7 +30,7 @@ MAX_TEXT = 2**24  # characters of a rendering
 class _Generation(ext.Extension):
   """`{% generation %} ... {% endgeneration %}`: what the assistant says, end-of-turn included."""
 
-  tags = frozenset({'generation'})
+  tags: ClassVar[set[str]] = {'generation'}
 
   def __init__(self, environment: jinja2.Environment):
     super().__init__(environment)
@@ -97,9 +97,13 @@ def _compile(template: str) -> jinja2.Template:
 def render(template: str, variables: dict[str, Any]) -> dict[str, Any]:
   """The reply to one request; raises what jinja2 raises."""
   compiled = _compile(template)
-  generated = compiled.environment.extensions[_Generation.identifier].texts
+  generation = compiled.environment.extensions[_Generation.identifier]
+  assert isinstance(generation, _Generation)
+  generated = generation.texts
   generated.clear()
-  pieces, spans, length = [], [], 0
+  pieces: list[str] = []
+  spans: list[tuple[int, int]] = []
+  length = 0
   for piece in compiled.generate(**variables):
     # A generation block is one piece, the first one after the block was recorded.
     if len(generated) > len(spans):

@@ -87,7 +87,7 @@ def convert(model: Model, *, prefix_every_part: bool = False) -> tokenizers.Toke
   """
   if model.type == 'bpe':
     vocab = {piece.text: i for i, piece in enumerate(model.pieces)}
-    core = models.BPE(
+    core: models.Model = models.BPE(
       vocab,
       _merges(model.pieces, vocab),
       unk_token=model.pieces[model.unk_id].text,

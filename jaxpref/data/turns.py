@@ -34,7 +34,7 @@ def read_chat(
 
   Raises ValueError where the template refuses the messages, or hides where a turn begins or ends.
   """
-  options = {'tools': tools} if tools else {}
+  options: dict[str, Any] = {'tools': tools} if tools else {}
   tokens, marked = tokenizer.encode_chat(messages, **options)
   stops = [i for i, token in enumerate(tokens) if token in tokenizer.stop_ids]
   if stops and not tokenizer.decode(tokens[stops[-1] + 1 :]).strip():
