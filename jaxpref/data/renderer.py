@@ -17,7 +17,7 @@ import json
 import resource
 import signal
 import sys
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 from jinja2 import ext, nodes, sandbox
@@ -30,10 +30,9 @@ MAX_TEXT = 2**24  # characters of a rendering
 class _Generation(ext.Extension):
   """`{% generation %} ... {% endgeneration %}`: what the assistant says, end-of-turn included."""
 
-  tags: ClassVar[set[str]] = {'generation'}
-
   def __init__(self, environment: jinja2.Environment):
     super().__init__(environment)
+    self.tags = {'generation'}
     self.texts: list[str] = []
 
   def parse(self, parser):
