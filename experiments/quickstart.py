@@ -9,6 +9,18 @@ what that did: true score, KL to the reference, win rate, samples, plots (`repor
 
 The objective holds on to the chosen reviews (`+ 0.2*sft()`): DPO alone lowers the likelihood of
 both reviews of a pair, and what it moves to is broken sentences.
+
+Measured with the defaults, on 160 held-out prompts with 95 % intervals:
+
+  seed  true score      gain                valid            win rate             KL (k1)
+  0     -0.03 -> +0.43  +0.46 [0.42, 0.50]  98.9 -> 95.8 %   85.8 % [79.5, 90.4]  1.9 nats
+  1     -0.03 -> +0.45  +0.47 [0.43, 0.51]  98.4 -> 97.7 %   85.4 % [79.1, 90.0]  1.7 nats
+  2     -0.01 -> +0.48  +0.49 [0.45, 0.52]  98.3 -> 98.0 %   85.7 % [79.4, 90.3]  1.5 nats
+
+The settings were chosen by seed 0's held-out results, some twenty variants of them, so its line is
+a little flattered; seeds 1 and 2, with splits of their own, were measured after that. A run takes
+90 to 106 s of CPU time (user + system) on 2 CPU cores; seed 0 took 176 s on the clock beside other
+work.
 """
 
 import argparse
