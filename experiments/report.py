@@ -175,8 +175,8 @@ The first {min(SAMPLES, len(study.prompts))} held-out prompts, first sample of e
 
 - The intervals cover the draw of prompts and samples, not that of the training seed: other seeds
   give somewhat other numbers. Run again with `--seed=1` to see how much.
-- The default settings were chosen by looking at seed 0's held-out results. Other seeds split the
-  prompts anew, and had no part in the choice.
+- The default settings were chosen by looking at seed 0's held-out results; other seeds, which split
+  the prompts anew, are the fairer test.
 - A text that the world's grammar cannot read (broken, or cut off) is no review and scores -1, so
   slips weigh on the first line; the line on valid reviews leaves them out.
 - Held-out prompts are new combinations of words that were seen in training, as the world is small.
