@@ -154,14 +154,14 @@ def decode_after(tokenizer: Any, before: int, tokens: Sequence[int]) -> str:
 
 
 def check_lengths(model: Model, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-  """Raises where learned positions would run out; rotary ones have no such end."""
-  limit = model.config.max_positions
+  """Raises where positions would run out; most rotary ones have no such end."""
+  limit = model.config.position_limit
   for i, tokens in enumerate(encoded):
     last = len(tokens) + max_new_tokens - 1  # the last token sampled is never read
-    if model.config.rope is None and last > limit:
+    if limit is not None and last > limit:
       raise ValueError(
         f'prompt {i} has {len(tokens)} tokens and {max_new_tokens} new ones are asked for, but the '
-        f'model has learned positions for {limit}: shorten the prompt or lower max_new_tokens'
+        f'model knows {limit} positions: shorten the prompt or lower max_new_tokens'
       )
 
 

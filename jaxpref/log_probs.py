@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.models import Model
+from jaxpref.models import Model, grouped
 from jaxpref.typing import Array, Batch, Params
 
 CHUNK = 256  # scored tokens whose logits are held at once, per group
@@ -85,7 +85,7 @@ def scored_states(model: Model, params: Params, batch: Batch) -> Array:
   tokens = tuple(rows.tokens for rows in batch.rows)
   layout = tuple(rows.layout for rows in batch.rows)
   states = _flat(model.hidden(params, tokens, layout))
-  return jnp.take_along_axis(states, batch.scored.before[:, :, None], axis=1)
+  return grouped(jnp.take_along_axis(states, batch.scored.before[:, :, None], axis=1))
 
 
 def head(

@@ -65,9 +65,15 @@ def train(
     ValueError: a value that cannot be, or a workdir with another config; nothing was computed yet.
     NotFinite: too many steps in a row were lost; the last checkpoint stays.
   """
-  console = console or rich.console.Console()
-  objective = parse(config.objective, imports=tuple(config.imports))
   mesh = sharding.make_mesh(config.mesh.to_dict())
+  with jax.set_mesh(mesh):  # so that activations stay with their groups (models/placement.py)
+    return _train(config, workdir, mesh, console or rich.console.Console())
+
+
+def _train(
+  config: ConfigDict, workdir: str | Path, mesh: jax.sharding.Mesh, console: rich.console.Console
+) -> Trained:
+  objective = parse(config.objective, imports=tuple(config.imports))
   optimizer = Optimizer(config.optimizer.name, tuple(config.freeze))
   keep_best = parse_keep_best(config.checkpoint.keep_best)
   if config.reference not in ('table', 'live'):
@@ -100,8 +106,8 @@ def train(
       )
     console.print(f'resuming after step {int(state.step)}')
   else:
-    _, params = policy.load(config.model, tokenizer, config.seed)
-    params = jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), params, abstract.params)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract.params)
+    _, params = policy.load(config.model, tokenizer, config.seed, shardings)
     make = jax.jit(new_state, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
     state = make(params)
     del params
@@ -204,10 +210,11 @@ def check_fits(
       f'{vocabulary}; give the tokenizer that belongs to the model as config.tokenizer'
     )
   longest = int((dataset.lengths[:, :1] + dataset.lengths[:, 1:]).max())
-  if model.config.rope is None and longest > model.config.max_positions:
+  limit = model.config.position_limit
+  if limit is not None and longest > limit:
     raise ValueError(
-      f'the data holds sequences of {longest} tokens, but {config.model} has learned '
-      f'{model.config.max_positions} positions; set config.data.max_length to at most that'
+      f'the data holds sequences of {longest} tokens, but {config.model} knows {limit} positions; '
+      'set config.data.max_length to at most that'
     )
 
 

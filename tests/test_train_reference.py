@@ -71,6 +71,15 @@ def test_computed_once_whatever_else_changes(tiny, data, tmp_path, monkeypatch):
   assert count  # other weights are another reference
 
 
+def test_equal_examples_are_computed_once(tiny, data, tmp_path):
+  model, params = tiny
+  twice = PairData(data.examples[:40] + data.examples[:40])
+  table = reference.build(model, params, twice, tmp_path)
+  for i in range(40):
+    np.testing.assert_array_equal(np.concatenate(table[i]), np.concatenate(table[40 + i]))
+  assert len(reference.Store(next(tmp_path.iterdir())).read()) == 40
+
+
 def test_interrupted_build_equals_uninterrupted_one_to_the_bit(tiny, data, tmp_path, monkeypatch):
   model, params = tiny
   whole = reference.build(model, params, data, tmp_path / 'whole')

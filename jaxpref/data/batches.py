@@ -20,6 +20,7 @@ from jaxpref.data.packing import (
   auto_row_lengths,
   divide,
   fill,
+  grown,
   pieces,
   place,
   shape_for,
@@ -186,15 +187,19 @@ class Batches:
     return self.shape(self._cells(self.indices(step)))
 
   def shape(self, cells: Sequence[tuple[np.ndarray, list[Piece]]]) -> Shape:
-    """The first rung that holds every cell, else a shape of the batch's own."""
+    """The first rung that holds every cell; beyond the last one, that with a few more rows."""
     scored = max(self._slots(parts) for _, parts in cells)
-    for rung in self.ladder:
-      if scored <= rung.scored and all(
-        place([p.length for p in parts], rung.rows, alone=self.packing.alone) is not None
+
+    def holds(shape: Shape) -> bool:
+      return scored <= shape.scored and all(
+        place([p.length for p in parts], shape.rows, alone=self.packing.alone) is not None
         for _, parts in cells
-      ):
-        return rung
-    return self._shape(cells)
+      )
+
+    shape = next(filter(holds, self.ladder), self.ladder[-1])
+    while not holds(shape):
+      shape = grown(shape, self.row_lengths[-1])
+    return shape
 
   def __getitem__(self, step: int) -> Batch:
     indices = self.indices(step)

@@ -153,6 +153,13 @@ def shape_for(
   return Shape(_as_rows(counts), -(-max(scored, 1) // multiple) * multiple)
 
 
+def grown(shape: Shape, length: int) -> Shape:
+  """The next larger shape: a sixteenth more rows, at least one, of `length`, and more slots."""
+  counts = {size: count for count, size in shape.rows}
+  counts[length] = counts.get(length, 0) + max(1, sum(counts.values()) // 16)
+  return Shape(_as_rows(counts), shape.scored + SCORED_MULTIPLES[1])
+
+
 def _as_rows(counts: Mapping[int, int]) -> tuple[tuple[int, int], ...]:
   return tuple((count, length) for length, count in sorted(counts.items()) if count)
 

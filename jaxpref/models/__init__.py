@@ -7,6 +7,7 @@ from jaxpref.models.experts import Routing
 from jaxpref.models.hf import load_hf, save_hf
 from jaxpref.models.layers import linear
 from jaxpref.models.model import Model, init, mask_layout
+from jaxpref.models.placement import grouped
 from jaxpref.models.presets import PRESETS, preset
 from jaxpref.models.rope import LinearScaling, Llama3Scaling, LongScaling, Rope
 
@@ -22,6 +23,7 @@ __all__ = [
   'Rope',
   'Routing',
   'adapt',
+  'grouped',
   'init',
   'linear',
   'load_hf',

@@ -14,6 +14,7 @@ from flax import nnx
 from jaxpref.models.config import Config
 from jaxpref.models.experts import Mixture
 from jaxpref.models.layers import Embedding, Linear, Norm, cap, linear
+from jaxpref.models.placement import grouped
 from jaxpref.models.rope import rotate
 from jaxpref.typing import Array, Layout
 
@@ -130,7 +131,7 @@ class Decoder(nnx.Module):
       The states, the memory, and a `Routing` of all layers (None without experts).
     """
     config = self.config
-    x = self.embed(tokens, dtype) * config.embed_scale
+    x = grouped(self.embed(tokens, dtype) * config.embed_scale)
     if config.rope is None:
       x = x + self.positions(layout.positions, dtype)
     ropes = [rope for rope in (config.rope, config.local_rope) if rope is not None]
@@ -151,7 +152,7 @@ class Decoder(nnx.Module):
       x, memory, routing = block(
         x, angles, real, lambda q, k, v: attention(q, k, v, window, index, memory)
       )
-      return (x, memory), routing
+      return (grouped(x), memory), routing
 
     scanned = params, windows, jnp.arange(config.num_layers)
     (x, memory), routing = jax.lax.scan(checkpoint(layer), (x, memory), scanned)

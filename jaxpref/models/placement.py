@@ -1,6 +1,7 @@
-"""Parameters onto their devices, without holding more of one on the host than need be."""
+"""Where arrays live: parameters onto their devices part by part, activations with their groups."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -8,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
+
+from jaxpref.typing import Array
 
 AT_ONCE = 2**26  # bytes: a stacked parameter above that goes to its devices layer by layer
 
@@ -48,3 +51,17 @@ def _layers_lie_together(sharding: Sharding | None, shape: tuple[int, ...]) -> b
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(whole: jax.Array, layer: jax.Array, index: int) -> jax.Array:
   return jax.lax.dynamic_update_index_in_dim(whole, layer, index, 0)
+
+
+def grouped(x: Array) -> Array:
+  """Holds activations [G, ...] to their groups' devices under `jax.set_mesh`; else does nothing.
+
+  FSDP keeps weights in pieces. Left alone, the compiler may gather activations over all devices to
+  meet them there; groups are to stay where they are, and weights to come to them.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.axis_names)
+  if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+    return x
+  free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 2)
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *free, None))

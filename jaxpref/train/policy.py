@@ -38,14 +38,20 @@ def describe(spec: str, tokenizer: Tokenizer) -> Model:
   return model if dtype == 'auto' else model.replace(dtype=dtype)
 
 
-def load(spec: str, tokenizer: Tokenizer, seed: int = 0) -> tuple[Model, Params]:
-  """The model called `spec`; a preset is drawn from `seed`."""
+def load(
+  spec: str, tokenizer: Tokenizer, seed: int = 0, shardings: Params | None = None
+) -> tuple[Model, Params]:
+  """The model called `spec`; a preset is drawn from `seed`.
+
+  `shardings`, a tree like the parameters, says where they go; folders are then read part by part.
+  """
   if spec.startswith(PRESET):
-    return models.init(architecture(spec, tokenizer), jax.random.key(seed))
+    model, params = models.init(architecture(spec, tokenizer), jax.random.key(seed))
+    return model, params if shardings is None else jax.device_put(params, shardings)
   if not is_workdir(spec):
-    return models.load_hf(Path(spec).expanduser())
+    return models.load_hf(Path(spec).expanduser(), shardings=shardings)
   checkpoints = Checkpoints(spec, read_only=True)
-  params = jax.tree.map(jnp.asarray, checkpoints.restore_params())
+  params = jax.tree.map(jnp.asarray, checkpoints.restore_params(shardings=shardings))
   checkpoints.close()
   return describe(spec, tokenizer), params
 

@@ -141,21 +141,27 @@ def build(
   store = Store(Path(folder) / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest())
   keys = [example_key(dataset[i]) for i in range(len(dataset))]
   entries = store.read()
-  missing = {i for i, key in enumerate(keys) if key not in entries}
+  total = len(set(keys) - set(entries))
   compute = _compiled(model)
   done = 0
-  for block, batch in _blocks(dataset, missing, 1 if mesh is None else sharding.groups(mesh)):
+
+  def lacks(i: int) -> bool:  # asked block by block: equal examples are computed once
+    return keys[i] not in entries
+
+  for block, batch in _blocks(dataset, lacks, 1 if mesh is None else sharding.groups(mesh)):
     if mesh is not None:
       batch = jax.device_put(batch, jax.sharding.NamedSharding(mesh, jax.P(sharding.GROUPS)))
     logps = np.asarray(compute(params, batch)).reshape(-1, *batch.fields['mask'].shape[2:])
     found = {}
     for row, i in enumerate(block):
+      if not lacks(i):
+        continue
       counts = dataset.lengths[i, 1:]
       found[keys[i]] = tuple(logps[row, k, :count].copy() for k, count in enumerate(counts))
-    store.write({key: parts for key, parts in found.items() if key not in entries})
-    entries |= {key: parts for key, parts in found.items() if key not in entries}
-    done += len(missing & set(block))
-    progress(done, len(missing))
+    store.write(found)
+    entries |= found
+    done += len(found)
+    progress(done, total)
   return Table(keys, entries)
 
 
@@ -164,10 +170,13 @@ def _compiled(model: Model) -> Callable[[Params, Batch], jax.Array]:
   return jax.jit(lambda params, batch: log_probs(model, params, batch)['logps'])
 
 
-def _blocks(dataset: Examples, missing: set[int], groups: int) -> Iterator[tuple[list[int], Batch]]:
+def _blocks(
+  dataset: Examples, lacks: Callable[[int], bool], groups: int
+) -> Iterator[tuple[list[int], Batch]]:
   """Blocks of one example a row that hold a missing example, as (indices, batch [G, ...]).
 
-  Every block of the data set is laid out alike whatever is missing.
+  Every block of the data set is laid out alike whatever is missing. `lacks` is asked when a block's
+  turn comes.
   """
   totals = dataset.lengths.sum(1)
   rows = np.maximum(SMALLEST_ROW, 1 << np.ceil(np.log2(np.maximum(totals, 1))).astype(np.int64))
@@ -176,9 +185,8 @@ def _blocks(dataset: Examples, missing: set[int], groups: int) -> Iterator[tuple
     count = max(1, BLOCK_TOKENS // length)
     for start in range(0, len(members), count * groups):
       block = members[start : start + count * groups]
-      if missing.isdisjoint(block):
-        continue
-      yield block, _lay_out(dataset, block, groups, count, length)
+      if any(map(lacks, block)):
+        yield block, _lay_out(dataset, block, groups, count, length)
 
 
 def _lay_out(dataset: Examples, block: list[int], groups: int, count: int, length: int) -> Batch:
