@@ -6,7 +6,7 @@ pass and again in the backward one. Every requested field comes from that one pa
 """
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,10 @@ def logsumexp(x: Logits) -> Array:
 
 
 FIELDS = {'logps': logps, 'entropy': entropy, 'logsumexp': logsumexp}
+# What the routers of a mixture of experts did, [G, B, E] and [G, B]: sums over a group's tokens and
+# layers, standing at its first example.
+ROUTER = {'router_picks': 'picks', 'router_probs': 'probs', 'router_tokens': 'tokens'}
+KNOWN = (*FIELDS, *ROUTER)
 
 
 def log_probs(
@@ -60,32 +64,44 @@ def log_probs(
 
   Args:
     batch: without its leading M: rows [G, R, L], scored [G, N], mask [G, B, K, T].
-    fields: names in `FIELDS`.
+    fields: names in `FIELDS` or `ROUTER`.
     chunk: scored tokens of a group that meet the head at once.
 
   Returns:
-    name -> float32 [G, B, K, T], 0 where `mask` is False.
+    name -> float32 [G, B, K, T], 0 where `mask` is False; for those of `ROUTER` see there.
 
   Raises:
-    ValueError: for an unknown field.
+    ValueError: for an unknown field, or a router's of a model without experts.
   """
-  unknown = [name for name in fields if name not in FIELDS]
+  unknown = [name for name in fields if name not in KNOWN]
   if unknown:
-    raise ValueError(f'log_probs cannot compute {unknown}; it knows {sorted(FIELDS)}')
-  states = scored_states(model, params, batch)
+    raise ValueError(f'log_probs cannot compute {unknown}; it knows {sorted(KNOWN)}')
+  routed = {name: ROUTER[name] for name in fields if name in ROUTER}
+  states, routing = hidden(model, params, batch, with_routing=bool(routed))
+  if routed and routing is None:
+    raise ValueError(f'{sorted(routed)} are of mixtures of experts; this model has none')
+  states = grouped(jnp.take_along_axis(states, batch.scored.before[:, :, None], axis=1))
   tokens = _flat([rows.tokens for rows in batch.rows])
   targets = jnp.take_along_axis(tokens, batch.scored.at, axis=1)
-  values = head(model, params, states, targets, fields, chunk=chunk)
+  values = head(model, params, states, targets, [n for n in fields if n in FIELDS], chunk=chunk)
   shape = batch.fields['mask'].shape
-  return {name: scatter(value, batch.scored.cell, shape) for name, value in values.items()}
+  out = {name: scatter(value, batch.scored.cell, shape) for name, value in values.items()}
+  for name, part in routed.items():
+    sums = getattr(routing, part).sum(0)  # over layers: [G, E] or [G]
+    out[name] = jnp.zeros((shape[0], shape[1], *sums.shape[1:])).at[:, 0].set(sums)
+  return out
 
 
-def scored_states(model: Model, params: Params, batch: Batch) -> Array:
-  """The states [G, N, D] that predict the scored tokens (`before`)."""
+def hidden(
+  model: Model, params: Params, batch: Batch, *, with_routing: bool = False
+) -> tuple[Array, Any]:
+  """The states [G, S, D] of all tokens, rows end to end, and what routers did (None: no experts)."""
   tokens = tuple(rows.tokens for rows in batch.rows)
   layout = tuple(rows.layout for rows in batch.rows)
-  states = _flat(model.hidden(params, tokens, layout))
-  return grouped(jnp.take_along_axis(states, batch.scored.before[:, :, None], axis=1))
+  if not with_routing:
+    return _flat(model.hidden(params, tokens, layout)), None
+  states, routing = model.hidden_with_aux(params, tokens, layout)
+  return _flat(states), routing
 
 
 def head(

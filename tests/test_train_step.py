@@ -10,7 +10,7 @@ import pytest
 from jaxpref import masked, sharding
 from jaxpref.data.batches import Batches, Packing
 from jaxpref.models import init, preset
-from jaxpref.objectives import Loss, dpo, objective, sft
+from jaxpref.objectives import Loss, dpo, objective, router_balance, sft
 from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
@@ -107,6 +107,25 @@ def test_microbatches_and_groups_do_not_matter(tiny, name):
   whole = run(tiny, OBJECTIVES[name])
   for micro, groups in ((2, 1), (4, 2)):
     assert_same(whole, run(tiny, OBJECTIVES[name], microbatches=micro, groups=groups))
+
+
+def test_router_balance_is_that_of_the_whole_batch():
+  """With experts: exact under microbatches and groups, and what the model's own statistic says."""
+  config = preset('tiny', vocab_size=50, width=32, num_layers=2, num_experts=4, experts_per_token=2)
+  experts = init(config, jax.random.key(1))
+  weighted = sft() + 0.5 * router_balance()
+  whole = run(experts, weighted)
+  assert_same(whole, run(experts, weighted, microbatches=2, groups=1))
+  model, params = experts
+  batch = jax.tree.map(lambda x: x[0], Batches(random_pairs(16, seed=4), 8, seed=0)[0])
+  rows = tuple(zip(*((r.tokens, r.layout) for r in batch.rows), strict=True))
+  _, routing = model.hidden_with_aux(params, *rows)
+  np.testing.assert_allclose(whole[1]['loss/router_balance'], routing.balance(), rtol=1e-5)
+  plain, _ = run(experts, sft())
+  router = ('layers', 'mlp', 'router', 'w')
+  assert not np.allclose(_get(plain.params, router), _get(whole[0].params, router), atol=1e-6)
+  with pytest.raises(ValueError, match='this model has none'):
+    run(init(preset('tiny', vocab_size=50), jax.random.key(0)), weighted)
 
 
 def test_packing_does_not_matter(tiny):

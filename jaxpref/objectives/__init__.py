@@ -21,6 +21,7 @@ from jaxpref.objectives.likelihood import sft
 from jaxpref.objectives.pairwise import dpo
 from jaxpref.objectives.parse import parse
 from jaxpref.objectives.registry import known, register
+from jaxpref.objectives.regularisers import router_balance
 from jaxpref.objectives.schedules import (
   Schedule,
   constant,
@@ -50,6 +51,7 @@ __all__ = [
   'parse',
   'reduce_metrics',
   'register',
+  'router_balance',
   'schedule',
   'sequence_mean',
   'sft',

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.log_probs import CHUNK, FIELDS, log_probs
+from jaxpref.log_probs import CHUNK, KNOWN, log_probs
 from jaxpref.models import Model
 from jaxpref.objectives import Objective, reduce_metrics
 from jaxpref.train.optimizer import Optimizer, Scalars, ema_update, global_norm
@@ -44,11 +44,11 @@ def model_fields(objective: Objective, supplied: Sequence[str]) -> tuple[str, ..
     ValueError: for a field that neither the data nor the model supplies, saying who asked.
   """
   missing = sorted(objective.fields - set(supplied))
-  lacking = [name for name in missing if name not in FIELDS]
+  lacking = [name for name in missing if name not in KNOWN]
   if lacking:
     raise ValueError(
       f'objective {objective} needs {lacking}, which neither the data ({sorted(supplied)}) '
-      f'nor the model ({sorted(FIELDS)}) supplies'
+      f'nor the model ({sorted(KNOWN)}) supplies'
     )
   return tuple(missing)
 
