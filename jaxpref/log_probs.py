@@ -95,7 +95,7 @@ def log_probs(
 def hidden(
   model: Model, params: Params, batch: Batch, *, with_routing: bool = False
 ) -> tuple[Array, Any]:
-  """The states [G, S, D] of all tokens, rows end to end, and what routers did (None: no experts)."""
+  """The states [G, S, D] of all tokens, rows end to end, and what routers did, if asked."""
   tokens = tuple(rows.tokens for rows in batch.rows)
   layout = tuple(rows.layout for rows in batch.rows)
   if not with_routing:
