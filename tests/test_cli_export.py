@@ -18,12 +18,12 @@ BEST = ('eval/loss', 'min')
 
 @pytest.fixture(scope='module')
 def base(tmp_path_factory):
-  """A Hugging Face folder in bfloat16, with a field in config.json that nobody knows."""
+  """A Hugging Face folder in bfloat16, with a field in config.json of its own."""
   folder = tmp_path_factory.mktemp('hf')
   model = models.Model(models.preset('tiny', width=16, mlp_width=32, num_layers=1))
   models.save_hf(folder, model, numbers(model, 0.5, 'bfloat16'), BYTES)
   file = folder / 'config.json'
-  file.write_text(json.dumps(json.loads(file.read_text()) | {'of_nobody': 7}))
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'license': 'mit'}))
   return folder
 
 

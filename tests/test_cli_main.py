@@ -64,7 +64,7 @@ def test_an_unknown_command_suggests(word, near, capsys):
     (['--config.model=preset:tinny'], "did you mean 'tiny'"),
     (['--config.model=nowhere'], "no model at 'nowhere'"),
     (['--config.data.train=jsonl:nowhere.jsonl'], "no such file: 'nowhere.jsonl'"),
-    (['--config.data.columns=prompt'], 'config.data.columns must look like'),
+    (['--config.data.columns=prompt'], 'columns must look like'),
     (['--config.data.eval_fraction=1'], 'leaves 0 examples to train on'),
     (['--config.checkpoint.keep_best=loss'], "must look like 'eval/loss min'"),
     (['--config.mesh.data=3'], 'mesh'),
