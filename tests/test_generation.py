@@ -165,7 +165,9 @@ def test_mistakes_are_named():
 
   with pytest.raises(ValueError, match='prompt 1 is empty and the tokenizer has no BOS'):
     run(no_bos, ['a', ''], max_new_tokens=4)
-  with pytest.raises(ValueError, match=r'prompt 1 has 8 tokens and 4 new ones .* knows 10 positions'):
+  with pytest.raises(
+    ValueError, match=r'prompt 1 has 8 tokens and 4 new ones .* knows 10 positions'
+  ):
     run(BYTES, ['abcdef', 'abcdefg'], max_new_tokens=4)
   with pytest.raises(ValueError, match='stop strings must not be empty'):
     run(BYTES, ['a'], max_new_tokens=4, stop=['x', ''])
