@@ -91,6 +91,8 @@ def _train(
   micro = config.batch.microbatches
   batches = Batches(train_set, config.batch.size, config.seed, micro, groups, packing)
   folder = open_workdir(workdir, config)  # claimed only now that data and model are sound
+  if jax.process_index() == 0:
+    policy.remember(folder.path, config.model, tokenizer)
   checkpoints = Checkpoints(folder.path, keep_last=config.checkpoint.keep_last, keep_best=keep_best)
   summarise(console, config, model, train_set, eval_set, mesh, steps)
 

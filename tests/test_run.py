@@ -1,13 +1,18 @@
 """`run.train`: what a config means, and mistakes found before anything is computed."""
 
+import shutil
+
+import jax
 import numpy as np
 import pytest
 import rich.console
 from ml_collections import ConfigDict
 
 from jaxpref import config as configs
-from jaxpref import run
+from jaxpref import models, run
 from jaxpref.cli.configs import folder
+from jaxpref.data import load_tokenizer
+from jaxpref.train import policy
 from jaxpref.train.writers import read_metrics
 
 QUIET = rich.console.Console(quiet=True)
@@ -87,3 +92,17 @@ def test_other_data_under_the_same_config_is_refused(tmp_path):
   source.write_text(''.join(lines[:61]))
   with pytest.raises(ValueError, match='other data'):
     run.train(c, tmp_path / 'w', console=QUIET)
+
+
+def test_a_workdir_outlives_what_it_began_with(tmp_path):
+  tokenizer = load_tokenizer('byte')
+  model, params = models.init(models.preset('tiny', width=32, mlp_width=48), jax.random.key(0))
+  models.save_hf(tmp_path / 'hf', model, params, tokenizer)
+  sft = {'objective': 'sft()', 'data.kind': 'sft', 'steps': 1}
+  run.train(tiny(model=str(tmp_path / 'hf'), **sft), tmp_path / 'first', console=QUIET)
+  run.train(tiny(model=str(tmp_path / 'first'), **sft), tmp_path / 'second', console=QUIET)
+  shutil.rmtree(tmp_path / 'hf')
+  shutil.rmtree(tmp_path / 'first')
+  found, params, tokens = policy.load_policy(str(tmp_path / 'second'))
+  assert found.config.width == 32 and params['embed']['w'].shape == (259, 32)
+  assert tokens.fingerprint == tokenizer.fingerprint

@@ -1,5 +1,6 @@
 """Finds what a config calls a model: a preset, a Hugging Face folder or a run's workdir."""
 
+import tempfile
 from pathlib import Path
 
 import jax
@@ -13,6 +14,7 @@ from jaxpref.train.workdir import read_config
 from jaxpref.typing import Params
 
 PRESET = 'preset:'
+BASE = 'base'  # of a workdir: config.json of a Hugging Face model or a preset's name; tokenizer/
 
 
 def load_policy(spec: str, tokenizer: str = '') -> tuple[Model, Params, Tokenizer]:
@@ -62,7 +64,13 @@ def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
   A preset gets the tokenizer's vocabulary: it has no trained rows to keep.
   """
   if is_workdir(spec):
-    return architecture(read_config(spec).model, tokenizer)
+    base = Path(spec).expanduser() / BASE
+    if (base / 'config.json').is_file():
+      return models.hf.read_config(base)[0]
+    known = base / 'preset'
+    return architecture(
+      known.read_text() if known.is_file() else read_config(spec).model, tokenizer
+    )
   if spec.startswith(PRESET):
     return models.preset(spec.removeprefix(PRESET), vocab_size=tokenizer.vocab_size)
   return models.hf.read_config(Path(spec).expanduser())[0]
@@ -71,6 +79,9 @@ def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
 def find_tokenizer(spec: str, tokenizer: str = '') -> Tokenizer:
   """The tokenizer called `tokenizer`, or by default the one that goes with the model `spec`."""
   if is_workdir(spec):
+    kept = Path(spec).expanduser() / BASE / 'tokenizer'
+    if kept.is_dir() and not tokenizer:
+      return load_tokenizer(kept)
     config = read_config(spec)
     return find_tokenizer(config.model, tokenizer or config.tokenizer)
   if not spec.startswith(PRESET) and not (Path(spec).expanduser() / 'config.json').is_file():
@@ -79,6 +90,27 @@ def find_tokenizer(spec: str, tokenizer: str = '') -> Tokenizer:
       "folder (with config.json) or a training run's workdir (with checkpoints/)"
     )
   return load_tokenizer(tokenizer or ('byte' if spec.startswith(PRESET) else spec))
+
+
+def remember(workdir: Path, spec: str, tokenizer: Tokenizer) -> None:
+  """Keeps what describes the model in the workdir, so that it outlives the folder it came from."""
+  base = workdir / BASE
+  if base.is_dir():
+    return
+  config = architecture(spec, tokenizer)
+  half = Path(tempfile.mkdtemp(dir=workdir, prefix=f'.{BASE}-'))
+  tokenizer.save(half / 'tokenizer')
+  if config.source:
+    (half / 'config.json').write_text(config.source, encoding='utf-8')
+  else:
+    (half / 'preset').write_text(preset_of(spec), encoding='utf-8')
+  half.chmod(0o755)
+  half.rename(base)
+
+
+def preset_of(spec: str) -> str:
+  """The preset that a run, or the run that it began with, started from."""
+  return preset_of(read_config(spec).model) if is_workdir(spec) else spec
 
 
 def is_workdir(spec: str) -> bool:
