@@ -67,10 +67,9 @@ def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
     base = Path(spec).expanduser() / BASE
     if (base / 'config.json').is_file():
       return models.hf.read_config(base)[0]
-    known = base / 'preset'
-    return architecture(
-      known.read_text() if known.is_file() else read_config(spec).model, tokenizer
-    )
+    kept = base / 'preset'
+    origin = kept.read_text(encoding='utf-8') if kept.is_file() else read_config(spec).model
+    return architecture(origin, tokenizer)
   if spec.startswith(PRESET):
     return models.preset(spec.removeprefix(PRESET), vocab_size=tokenizer.vocab_size)
   return models.hf.read_config(Path(spec).expanduser())[0]

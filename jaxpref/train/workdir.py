@@ -2,7 +2,7 @@
 
   config.json      the configuration, sorted; written once, before anything else
   metrics.jsonl    one line a logged step (writers.py)
-  base/            what describes the model: its config.json or preset, and the tokenizer (policy.py)
+  base/            the model's config.json or preset, and the tokenizer (policy.py)
   checkpoints/     one folder a saved step, and reference/ (checkpoint.py)
   tensorboard/     event files (writers.py)
 
