@@ -1,6 +1,9 @@
 """The command line: help, suggestions, and mistakes that fail before anything is computed."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -132,3 +135,12 @@ def test_debugging_keeps_the_traceback(monkeypatch):
   monkeypatch.setenv('JAXPREF_DEBUG', '1')
   with pytest.raises(ValueError, match='unknown config'):
     cli.main(['train', '--config=dop'])
+
+
+def test_the_program_starts_again_with_huge_pages_and_its_arguments():
+  """As a user runs it; on machines whose kernel does not ask for the switch it just runs."""
+  environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
+  command = [sys.executable, '-m', 'jaxpref.cli.main', 'trian', '--flag=a b']
+  done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+  assert done.returncode == 2
+  assert "unknown command 'trian'; did you mean 'train'?" in done.stderr
