@@ -65,6 +65,11 @@ def train(
     ValueError: a value that cannot be, or a workdir with another config; nothing was computed yet.
     NotFinite: too many steps in a row were lost; the last checkpoint stays.
   """
+  if config.mesh.context != 1:
+    raise ValueError(
+      f'config.mesh.context={config.mesh.context}: rows are not divided over devices yet; '
+      'leave it at 1 and use mesh.data, mesh.fsdp and mesh.tensor'
+    )
   mesh = sharding.make_mesh(config.mesh.to_dict())
   with jax.set_mesh(mesh):  # so that activations stay with their groups (models/placement.py)
     return _train(config, workdir, mesh, console or rich.console.Console())
