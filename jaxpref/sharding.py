@@ -116,7 +116,3 @@ def params_sharding(mesh: Mesh, params: Params, rules: Rules = PARAMS) -> Params
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """For a `Batch`: arrays [M, G, ...], G over data x fsdp."""
   return NamedSharding(mesh, P(None, GROUPS))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, P())

@@ -115,6 +115,13 @@ def test_convert_writes_records_and_counts_what_it_skips(tmp_path, capsys):
 
 
 def test_lint_writes_its_findings_as_json(tmp_path):
-  found = tmp_path / 'lint.json'
-  main(['data', 'lint', '--config=dpo:tiny', f'--json={found}'])
-  assert json.loads(found.read_text())['examples'] == 323
+  source, found = tmp_path / 'pairs.jsonl', tmp_path / 'lint.json'
+  same = {'prompt': 'a', 'chosen': ' b', 'rejected': ' b'}
+  pairs = [same, {'prompt': 'c', 'chosen': ' d', 'rejected': ' e'}, same | {'prompt': 'f'}]
+  source.write_text(''.join(json.dumps(pair) + '\n' for pair in pairs))
+  main(['data', 'lint', f'--data=jsonl:{source}', f'--json={found}'])
+  written = json.loads(found.read_text())
+  assert written['examples'] == 3
+  identical = next(f for f in written['findings'] if 'identical' in json.dumps(f))
+  assert identical['count'] == 2
+  assert [origin.rpartition(':')[2] for origin in identical['examples']] == ['1', '3']

@@ -138,9 +138,34 @@ def test_debugging_keeps_the_traceback(monkeypatch):
 
 
 def test_the_program_starts_again_with_huge_pages_and_its_arguments():
-  """As a user runs it; on machines whose kernel does not ask for the switch it just runs."""
+  """As a user runs it: the arguments survive, whether or not this kernel asks for the switch."""
   environment = {k: v for k, v in os.environ.items() if k != 'GLIBC_TUNABLES'}
   command = [sys.executable, '-m', 'jaxpref.cli.main', 'trian', '--flag=a b']
   done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
   assert done.returncode == 2
   assert "unknown command 'trian'; did you mean 'train'?" in done.stderr
+
+
+@pytest.mark.parametrize(
+  ('setting', 'given', 'restarts'),
+  [
+    ('always [madvise] never', {}, True),
+    ('[always] madvise never', {}, False),
+    ('always [madvise] never', {'GLIBC_TUNABLES': 'glibc.malloc.check=1'}, False),
+  ],
+)
+def test_huge_pages_are_asked_for_once_and_only_where_linux_leaves_it_to_us(
+  monkeypatch, setting, given, restarts
+):
+  environment, started = dict(given), []
+  monkeypatch.setattr(cli.os, 'environ', environment)
+  monkeypatch.setattr(cli.os, 'execv', lambda *call: started.append(call))
+  monkeypatch.setattr(cli.Path, 'is_file', lambda _: True)
+  monkeypatch.setattr(cli.Path, 'read_text', lambda _: setting)
+  monkeypatch.setattr(sys, 'orig_argv', ['python', '-m', 'jaxpref.cli.main', 'train'])
+  cli.use_huge_pages()
+  cli.use_huge_pages()  # what was started does not start again
+  call = (sys.executable, [sys.executable, '-m', 'jaxpref.cli.main', 'train'])
+  assert started == ([call] if restarts else [])
+  wanted = given or ({'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'} if restarts else {})
+  assert environment == wanted

@@ -26,7 +26,7 @@ def test_byte_template_marks_what_the_assistant_says():
   tokenizer = load_tokenizer('byte')
   text = tokenizer.apply_chat(TALK)
   assert text == '<|bos|><user>Hi<|eos|><assistant>Yo<|eos|>'
-  assert [text[a:b] for a, b in tokenizer.generated_spans(TALK)] == ['Yo<|eos|>']
+  assert [text[a:b] for a, b in tokenizer.render_chat(TALK).spans] == ['Yo<|eos|>']
   assert text.startswith(tokenizer.apply_chat(TALK[:1], add_generation_prompt=True))
 
 

@@ -1,6 +1,7 @@
 """`run.train`: what a config means, and mistakes found before anything is computed."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from jaxpref import models, run
 from jaxpref.cli.configs import folder
 from jaxpref.data import load_tokenizer
 from jaxpref.train import policy
+from jaxpref.train.workdir import open_workdir
 from jaxpref.train.writers import read_metrics
 
 QUIET = rich.console.Console(quiet=True)
@@ -107,3 +109,18 @@ def test_a_workdir_outlives_what_it_began_with(tmp_path):
   found, params, tokens = policy.load_policy(str(tmp_path / 'second'))
   assert found.config.width == 32 and params['embed']['w'].shape == (259, 32)
   assert tokens.fingerprint == tokenizer.fingerprint
+
+
+def test_a_chain_of_runs_from_a_preset_outlives_its_links(tmp_path):
+  """Each workdir keeps the preset itself, also where the run it began with has lost its base."""
+  tokenizer = load_tokenizer('byte')
+  spec = 'preset:tiny'
+  for name in ('first', 'second', 'third'):
+    folder = open_workdir(tmp_path / name, {'model': spec, 'tokenizer': ''}).path
+    policy.remember(folder, spec, tokenizer)
+    (folder / 'checkpoints').mkdir()
+    if Path(spec).is_dir():
+      shutil.rmtree(spec)
+    spec = str(folder)
+  expected = models.preset('tiny', vocab_size=tokenizer.vocab_size)
+  assert policy.architecture(spec, tokenizer) == expected

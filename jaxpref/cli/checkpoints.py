@@ -37,10 +37,7 @@ def load_model(own: flags.FlagValues, tokenizer: Tokenizer) -> tuple[Model, Para
   checkpoints = Checkpoints(own.model, keep_best=best, read_only=True)
   params = checkpoints.restore_params(find_step(checkpoints, own.step), ema=own.ema)
   checkpoints.close()
-  model = Model(
-    policy.architecture(own.model, tokenizer), None if config.dtype == 'auto' else config.dtype
-  )
-  return model, jax.tree.map(jnp.asarray, params)
+  return policy.describe(own.model, tokenizer), jax.tree.map(jnp.asarray, params)
 
 
 def find_step(checkpoints: Checkpoints, text: str) -> int | None:

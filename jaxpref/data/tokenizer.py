@@ -102,10 +102,6 @@ class Tokenizer:
     marked = [any(a < end and start < b for start, end in spans) for a, b in encoding.offsets]
     return encoding.ids, marked
 
-  def generated_spans(self, messages: Sequence[chat.Message], **options) -> list[tuple[int, int]]:
-    """Character spans of `apply_chat(messages)` that the template marks as the assistant's."""
-    return list(self.render_chat(messages, **options).spans)
-
   def save(self, folder) -> None:
     """Writes a Hugging Face folder; `load_tokenizer(folder)` equals this tokenizer."""
     for name, content in self.files.items():

@@ -67,9 +67,7 @@ def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
     base = Path(spec).expanduser() / BASE
     if (base / 'config.json').is_file():
       return models.hf.read_config(base)[0]
-    kept = base / 'preset'
-    origin = kept.read_text(encoding='utf-8') if kept.is_file() else read_config(spec).model
-    return architecture(origin, tokenizer)
+    return architecture(_origin(spec), tokenizer)
   if spec.startswith(PRESET):
     return models.preset(spec.removeprefix(PRESET), vocab_size=tokenizer.vocab_size)
   return models.hf.read_config(Path(spec).expanduser())[0]
@@ -102,14 +100,17 @@ def remember(workdir: Path, spec: str, tokenizer: Tokenizer) -> None:
   if config.source:
     (half / 'config.json').write_text(config.source, encoding='utf-8')
   else:
-    (half / 'preset').write_text(preset_of(spec), encoding='utf-8')
+    while is_workdir(spec):
+      spec = _origin(spec)
+    (half / 'preset').write_text(spec, encoding='utf-8')
   half.chmod(0o755)
   half.rename(base)
 
 
-def preset_of(spec: str) -> str:
-  """The preset that a run, or the run that it began with, started from."""
-  return preset_of(read_config(spec).model) if is_workdir(spec) else spec
+def _origin(workdir: str) -> str:
+  """What a run started from: the preset that its workdir keeps, else what its config names."""
+  kept = Path(workdir).expanduser() / BASE / 'preset'
+  return kept.read_text(encoding='utf-8') if kept.is_file() else read_config(workdir).model
 
 
 def is_workdir(spec: str) -> bool:
