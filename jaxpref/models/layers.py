@@ -9,7 +9,32 @@ from jaxpref.typing import Array
 
 def linear(x: Array, w: Array, dtype=None) -> Array:
   """x [..., I] times w [I, O] -> [..., O], computed in x's dtype, returned in `dtype` or x's."""
-  return jnp.einsum('...i,io->...o', x, w.astype(x.dtype), preferred_element_type=dtype)
+  w = w.astype(x.dtype)
+  if dtype is None:
+    return _product(x, w)
+  return jnp.einsum('...i,io->...o', x, w, preferred_element_type=dtype)
+
+
+@jax.custom_vjp
+def _product(x: Array, w: Array) -> Array:
+  """x times w, whose gradient is written so that x is what is transposed for it.
+
+  By itself jax would transpose the cotangent, which XLA on a CPU fuses with all that made it: an
+  eighth of a training step. Projections of one x share its transpose.
+  """
+  return jnp.einsum('...i,io->...o', x, w)
+
+
+def _product_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
+  return _product(x, w), (x, w)
+
+
+def _product_backward(kept: tuple[Array, Array], y: Array) -> tuple[Array, Array]:
+  x, w = kept
+  return jnp.einsum('...o,io->...i', y, w), jnp.einsum('...i,...o->io', x, y)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 def ragged_linear(x: Array, w: Array, sizes: Array) -> Array:
