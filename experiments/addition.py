@@ -28,7 +28,6 @@ seed 0 had 30 % of the held-out sums right greedily, seed 1 had 58 % of training
 SFT alone learns to add sooner than GRPO: 96 % greedy after 450 steps, in one order of the data.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -43,7 +42,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import judge, plots, quickstart
+from experiments import judge, options, plots, quickstart
 from experiments.report import table
 from jaxpref import config, models, run
 from jaxpref.data.batches import Batches
@@ -318,14 +317,7 @@ def _phase(seconds: dict[str, tuple[float, float]], name: str) -> Iterator[None]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('addition'))
-  for field in dataclasses.fields(Settings):
-    parser.add_argument(f'--{field.name}', type=type(field.default), default=field.default)
-  options = vars(parser.parse_args(argv))
-  conduct(out=options.pop('out'), settings=Settings(**options))
+  conduct(*options.parse(Settings, __doc__, 'addition', argv))
 
 
 if __name__ == '__main__':

@@ -10,8 +10,10 @@ from jaxpref.data.dataset import Dataset, from_examples
 from jaxpref.data.examples import Example
 from jaxpref.data.tokenizer import Tokenizer
 from jaxpref.evals import statistics
-from jaxpref.generation import Completion, encode
+from jaxpref.generation import Completion, encode, generate
+from jaxpref.models import Model
 from jaxpref.train import reference
+from jaxpref.typing import Params
 
 
 def example(tokenizer: Tokenizer, prompt: str, *completions: Sequence[int]) -> Example:
@@ -19,6 +21,31 @@ def example(tokenizer: Tokenizer, prompt: str, *completions: Sequence[int]) -> E
   tokens = tuple(np.array(completion, np.int32) for completion in completions)
   head = np.array(encode(tokenizer, prompt, 0), np.int32)
   return Example(head, tokens, tuple(np.ones(len(t), bool) for t in tokens), {})
+
+
+def samples(
+  model: Model,
+  tokenizer: Tokenizer,
+  max_new_tokens: int,
+  seed: int,
+  params: Params,
+  prompts: Sequence[str],
+  n: int,
+  rollout: int,
+) -> list[list[Completion]]:
+  """`n` completions of each prompt at temperature 1, [P][n]."""
+  flat = generate(
+    model,
+    params,
+    tokenizer,
+    prompts,
+    max_new_tokens=max_new_tokens,
+    num_samples=n,
+    seed=seed,
+    rollout=rollout,
+    batch_size=256,
+  )
+  return [flat[i : i + n] for i in range(0, len(flat), n)]
 
 
 def pairs(

@@ -23,7 +23,6 @@ variant's held-out loss on seed 1 had been seen). A run takes 89 to 106 s of CPU
 system, on 2 CPU cores; seed 0 took 158 s and 176 s on the clock, beside other work.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -38,14 +37,12 @@ import jax
 import jax.numpy as jnp
 from rich.console import Console
 
-from experiments import judge, report, reviews, vocabulary
+from experiments import judge, options, report, reviews, vocabulary
 from experiments.report import Study
 from jaxpref import models
 from jaxpref.data.batches import Batches
 from jaxpref.data.dataset import from_examples
-from jaxpref.data.tokenizer import Tokenizer
 from jaxpref.evals.heldout import heldout
-from jaxpref.generation import Completion, generate
 from jaxpref.models import Model
 from jaxpref.objectives import Objective, parse, warmup_cosine
 from jaxpref.train import reference
@@ -102,7 +99,9 @@ def run(settings: Settings, out: pathlib.Path) -> Study:
     rate, steps = settings.sft_learning_rate, settings.sft_steps
     start, _ = train(model, params, batches, parse('sft()'), rate, steps)
 
-  sample = functools.partial(_sample, model, tokenizer, settings)
+  sample = functools.partial(
+    judge.samples, model, tokenizer, settings.max_new_tokens, settings.seed
+  )
   with phase('samples and labels'):
     noisy = functools.partial(judge.pairs, tokenizer, settings.temperature, settings.seed)
     samples = sample(start, prompts, settings.samples_per_prompt, TRAINING)
@@ -152,7 +151,7 @@ def run(settings: Settings, out: pathlib.Path) -> Study:
       'device': f'{jax.devices()[0].platform}, jax {jax.__version__}',
     },
     seconds=seconds,
-    command=' '.join(('python -m experiments.quickstart', *_options(settings))),
+    command=' '.join(('python -m experiments.quickstart', *options.changed(settings))),
   )
   path = report.write(out, study)
   report.summary(CONSOLE, study)
@@ -212,37 +211,6 @@ def train(
   return state.params, memory.lines
 
 
-def _sample(
-  model: Model,
-  tokenizer: Tokenizer,
-  settings: Settings,
-  params: Params,
-  prompts: Sequence[str],
-  n: int,
-  rollout: int,
-) -> list[list[Completion]]:
-  """`n` completions of each prompt at temperature 1, [P][n]."""
-  flat = generate(
-    model,
-    params,
-    tokenizer,
-    prompts,
-    max_new_tokens=settings.max_new_tokens,
-    num_samples=n,
-    seed=settings.seed,
-    rollout=rollout,
-    batch_size=256,
-  )
-  return [flat[i : i + n] for i in range(0, len(flat), n)]
-
-
-def _options(settings: Settings) -> list[str]:
-  """The command line's options that differ from the defaults."""
-  defaults = dataclasses.asdict(Settings())
-  changed = {k: v for k, v in dataclasses.asdict(settings).items() if v != defaults[k]}
-  return [f'--{name}={value!r}' for name, value in changed.items()]
-
-
 @contextlib.contextmanager
 def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
   start = time.perf_counter()
@@ -253,14 +221,7 @@ def _phase(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('quickstart'))
-  for field in dataclasses.fields(Settings):
-    parser.add_argument(f'--{field.name}', type=type(field.default), default=field.default)
-  options = vars(parser.parse_args(argv))
-  run(out=options.pop('out'), settings=Settings(**options))
+  run(*options.parse(Settings, __doc__, 'quickstart', argv))
 
 
 if __name__ == '__main__':

@@ -24,7 +24,6 @@ knowing the truth would give. A run takes 165 to 235 s of CPU time, user and sys
 beside other work at a load of 6 to 19 on 2 CPU cores, seeds 1 and 2 took 13 and 10 minutes.
 """
 
-import argparse
 import dataclasses
 import functools
 import json
@@ -39,12 +38,11 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from configs import ppo, reward, sft
-from experiments import judge, proxies, report, reviews, vocabulary
+from experiments import judge, options, proxies, report, reviews, vocabulary
 from experiments.report import Evaluation, Study
 from jaxpref import models, run
 from jaxpref.data.tokenizer import Tokenizer
-from jaxpref.generation import Completion, generate
-from jaxpref.log_probs import policy_params
+from jaxpref.generation import Completion
 from jaxpref.models import Model
 from jaxpref.rollout.reward_models import RewardModel
 from jaxpref.train import reference
@@ -98,7 +96,9 @@ def study(settings: Settings, out: pathlib.Path) -> tuple[Study, list[np.ndarray
   n = settings.held_out_samples
 
   tokenizer, model, start = timed('SFT', lambda: fine_tuned(settings, prompts, out))
-  sample = functools.partial(_sample, model, tokenizer, settings)
+  sample = functools.partial(
+    judge.samples, model, tokenizer, settings.max_new_tokens, settings.seed
+  )
   agreement = timed(
     'samples and labels', lambda: label(settings, prompts, held_out, start, sample, out)
   )
@@ -108,7 +108,7 @@ def study(settings: Settings, out: pathlib.Path) -> tuple[Study, list[np.ndarray
   def evaluate() -> tuple[list[Evaluation], list[np.ndarray]]:
     checkpoints = Checkpoints(out / 'ppo', read_only=True)
     steps = [0, *checkpoints.steps()]
-    kept = [start, *(policy_params(checkpoints.restore_params(step)) for step in steps[1:])]
+    kept = [start, *(checkpoints.restore_policy(step) for step in steps[1:])]
     checkpoints.close()
     samples = [sample(params, held_out, n, EVALUATION) for params in kept]
     ref_logps = functools.partial(reference.build, model, start, folder=out / 'tables')
@@ -130,7 +130,7 @@ def study(settings: Settings, out: pathlib.Path) -> tuple[Study, list[np.ndarray
       'device': f'{jax.devices()[0].platform}, jax {jax.__version__}',
     },
     seconds=seconds,
-    command=' '.join(('python -m experiments.sentiment', *_options(settings))),
+    command=' '.join(('python -m experiments.sentiment', *options.changed(settings))),
     method='PPO',
   )
   return found, scored
@@ -234,30 +234,6 @@ def _common(
   config.log.tensorboard = False
 
 
-def _sample(
-  model: Model,
-  tokenizer: Tokenizer,
-  settings: Settings,
-  params: Params,
-  prompts: Sequence[str],
-  n: int,
-  rollout: int,
-) -> list[list[Completion]]:
-  """`n` completions of each prompt at temperature 1, [P][n]."""
-  flat = generate(
-    model,
-    params,
-    tokenizer,
-    prompts,
-    max_new_tokens=settings.max_new_tokens,
-    num_samples=n,
-    seed=settings.seed,
-    rollout=rollout,
-    batch_size=256,
-  )
-  return [flat[i : i + n] for i in range(0, len(flat), n)]
-
-
 def _proxy(
   proxy: RewardModel, prompts: Sequence[str], samples: Sequence[Sequence[Completion]]
 ) -> np.ndarray:
@@ -280,23 +256,9 @@ def _timed(seconds: dict[str, float], name: str, stage: Callable[[], Any]) -> An
   return found
 
 
-def _options(settings: Settings) -> list[str]:
-  """The command line's options that differ from the defaults."""
-  defaults = vars(Settings())
-  return [
-    f'--{name}={value!r}' for name, value in vars(settings).items() if value != defaults[name]
-  ]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('sentiment'))
-  for field in dataclasses.fields(Settings):
-    parser.add_argument(f'--{field.name}', type=type(field.default), default=field.default)
-  options = vars(parser.parse_args(argv))
-  out, settings = options.pop('out').absolute(), Settings(**options)
+  settings, out = options.parse(Settings, __doc__, 'sentiment', argv)
+  out = out.absolute()
   found, scored = study(settings, out)
   proxies.write(out, found, scored, settings.kl_target)
   report.summary(CONSOLE, found)

@@ -19,7 +19,8 @@ def default() -> ml_collections.ConfigDict:
   )
   c.dtype = 'auto'  # of computation: float32 on CPU, bfloat16 on accelerators; masters are float32
   c.remat = ''  # '': keep activations; 'full' or a jax.checkpoint policy: compute them again
-  c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy)
+  c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy);
+  # with rewards it is always live
   c.reference_sync = sync = ml_collections.ConfigDict()  # TR-DPO: a live reference that follows
   sync.every = 0  # steps between updates of the reference; 0: it stands still
   sync.mixup = 1.0  # the policy's share in an update; 1: the reference becomes the policy
@@ -33,6 +34,7 @@ def default() -> ml_collections.ConfigDict:
   data.train = ''  # a source, or a mixture '0.7*a + 0.3*b'; see jaxpref/data/sources.py
   data.eval = ''  # held-out source; '': eval_fraction of the training prompts
   data.eval_fraction = 0.0
+  # With rewards the data are prompts: kind and truncate say nothing then.
   data.kind = 'auto'  # preference, ranked, unpaired, stepwise, sft, prompt; 'auto': as they look
   data.columns = ''  # such as 'prompt=question,chosen=good'; see jaxpref/data/columns.py
   data.max_length = 1024  # tokens of prompt + longest candidate
@@ -73,7 +75,8 @@ def default() -> ml_collections.ConfigDict:
   rollout.show = 10  # rollouts between printed samples; 0: none
 
   c.batch = batch = ml_collections.ConfigDict()
-  batch.size = 64  # examples (pairs) an optimizer step, over all devices
+  batch.size = 64  # examples (pairs) an optimizer step, over all devices; with rewards it is
+  # rollout.prompts / rollout.minibatches
   batch.microbatches = 1  # pieces that a step is computed in; gradients do not depend on it
   batch.row_lengths = ()  # of packed rows, in tokens; (): from the data
 

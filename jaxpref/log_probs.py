@@ -206,6 +206,23 @@ def log_probs(
   return out
 
 
+def stacked(
+  model: Model | ActorCritic,
+  params: Params,
+  batch: Batch,
+  fields: Sequence[str] = ('logps',),
+  *,
+  chunk: int = CHUNK,
+  reference: Params | None = None,
+) -> dict[str, Array]:
+  """`log_probs` of a batch's M microbatches one after the other: name -> [M, G, B, K, T]."""
+
+  def one(_: None, micro: Batch) -> tuple[None, dict[str, Array]]:
+    return None, log_probs(model, params, micro, fields, chunk=chunk, reference=reference)
+
+  return jax.lax.scan(one, None, batch)[1]
+
+
 def _predecessors(states: Array, batch: Batch) -> Array:
   """Of states [G, S, D] those [G, N, D] that predict the scored tokens."""
   return grouped(jnp.take_along_axis(states, batch.scored.before[:, :, None], axis=1))

@@ -1,7 +1,10 @@
 """Runs on a fixed data set: the feed of `jaxpref train` without rewards."""
 
+import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import rich.console
@@ -41,7 +44,7 @@ def prepare(
   check_head(config, objective, model)
   check_fits(config, model, tokenizer, train_set)
   packing = Packing(row_lengths=tuple(config.batch.row_lengths))
-  Batches(train_set, size, config.seed, micro, groups, packing)  # its checks come first
+  batches = Batches(train_set, size, config.seed, micro, groups, packing)
   place = functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh))
 
   def load() -> Params:
@@ -58,16 +61,14 @@ def prepare(
   def open_feed(state: TrainState, reference: Params | None) -> Opened:
     if reference is not None and config.reference == 'live':
       state = state._replace(reference=reference)
-    batches = Batches(
-      train_set, size, config.seed, micro, groups, packing, tables(reference, train_set)
-    )
+    source = dataclasses.replace(batches, tables=tables(reference, train_set))
     evaluate = None
     if eval_set is not None:
       held = -(-min(size, len(eval_set)) // groups) * groups
       passes = Batches(eval_set, held, None, 1, groups, packing, tables(reference, eval_set))
       measure = heldout(model, objective, passes, place=place)
       evaluate = lambda state: measure(state.params, state.reference, state.memory)  # noqa: E731
-    return Opened(state, Offline(batches, steps), evaluate, normalise if scores else None)
+    return Opened(state, Offline(source, steps), evaluate, normalise if scores else None)
 
   def normalise(state: TrainState, workdir: pathlib.Path) -> None:
     if normalisation.of_step(workdir, int(state.step)) is None:
@@ -116,6 +117,12 @@ def load_data(
     on_error=c.on_error,
     seed=config.seed,
   )
+  return with_held_out(config, load, 'examples')
+
+
+def with_held_out(config: ConfigDict, load: Callable[[str], Any], what: str) -> tuple[Any, Any]:
+  """(training set, held-out set or None) of `config.data`, whose sources `load` reads."""
+  c = config.data
   train_set = load(c.train)
   if c.eval:
     return train_set, load(c.eval)
@@ -124,7 +131,7 @@ def load_data(
   train_set, eval_set = train_set.split(c.eval_fraction, config.seed)
   if not len(train_set) or not len(eval_set):
     raise ValueError(
-      f'config.data.eval_fraction={c.eval_fraction} leaves {len(train_set)} examples to train on '
+      f'config.data.eval_fraction={c.eval_fraction} leaves {len(train_set)} {what} to train on '
       f'and {len(eval_set)} to evaluate; give config.data.eval, or another fraction'
     )
   return train_set, eval_set

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from jaxpref import advantages, data, hosts, rewards, sharding
 from jaxpref.evals.sampled import sampled
-from jaxpref.log_probs import DIVERGENCES, VALUES, ActorCritic, policy_params
+from jaxpref.log_probs import DIVERGENCES, VALUES, ActorCritic, policy_of, policy_params
 from jaxpref.models import Model
 from jaxpref.objectives import Objective
-from jaxpref.offline import describe
+from jaxpref.offline import describe, with_held_out
 from jaxpref.rollout import estimators
 from jaxpref.rollout.prompts import Prompts, load_prompts
 from jaxpref.rollout.rounds import Rounds
@@ -195,18 +195,7 @@ def load_both(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Prompts, P
     on_error=c.on_error,
     seed=config.seed,
   )
-  train_prompts = load(c.train)
-  if c.eval:
-    return train_prompts, load(c.eval)
-  if not c.eval_fraction:
-    return train_prompts, None
-  train_prompts, eval_prompts = train_prompts.split(c.eval_fraction, config.seed)
-  if not len(train_prompts) or not len(eval_prompts):
-    raise ValueError(
-      f'config.data.eval_fraction={c.eval_fraction} leaves {len(train_prompts)} prompts to train '
-      f'on and {len(eval_prompts)} to evaluate; give config.data.eval, or another fraction'
-    )
-  return train_prompts, eval_prompts
+  return with_held_out(config, load, 'prompts')
 
 
 def check_rewards(c: ConfigDict, estimator: Any) -> None:
@@ -266,7 +255,7 @@ def memory(
   terms: Sequence[rewards.Term],
 ) -> str:
   """A line on what a run holds, over all devices."""
-  actor = model.policy if isinstance(model, ActorCritic) else model
+  actor = policy_of(model)
   size = lambda shapes: sum(x.size for x in jax.tree.leaves(shapes))  # noqa: E731
   own = size(actor.param_shapes())
   critic = size(model.param_shapes()) - own

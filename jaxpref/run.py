@@ -86,10 +86,10 @@ def train(
     )
   kept = len(devices) - (config.rollout.devices if config.rewards else 0)
   mesh = sharding.make_mesh(config.mesh.to_dict(), devices[:kept])
-  # The mesh is set so that activations stay with their groups (models/placement.py).
   console = console or rich.console.Console()
   if jax.process_index() != 0:
     console = rich.console.Console(quiet=True)
+  # The mesh is set so that activations stay with their groups (models/placement.py).
   with jax.set_mesh(mesh), Notice() as noticed, HostLog() as log:
     return _train(config, workdir, mesh, console, noticed, log)
 

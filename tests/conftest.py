@@ -8,6 +8,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['MPLBACKEND'] = 'Agg'
@@ -21,3 +23,18 @@ if DEVICES not in os.environ.get('XLA_FLAGS', ''):
 
 def pytest_unconfigure():
   shutil.rmtree(os.environ['JAXPREF_CACHE'], ignore_errors=True)
+
+
+@pytest.fixture(scope='module')
+def saved_run(tmp_path_factory):
+  """A finished run with the checkpoints of steps 1 and 2, and a reference; not to be touched."""
+  from tests.states import save_run
+
+  folder = tmp_path_factory.mktemp('saved')
+  save_run(folder)
+  return folder
+
+
+@pytest.fixture
+def copied_run(saved_run, tmp_path):
+  return shutil.copytree(saved_run, tmp_path / 'run')

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import judge, quickstart, reviews, vocabulary
+from experiments import judge, options, quickstart, reviews, vocabulary
 from experiments.quickstart import Settings
 from jaxpref import models
 from jaxpref.data.tokenizer import load_tokenizer
@@ -58,9 +58,9 @@ def test_evaluations_sum_log_ratios_over_each_completion():
 
 
 def test_the_command_of_a_report_names_what_was_changed():
-  assert quickstart._options(Settings(seed=3)) == ['--seed=3']
-  assert quickstart._options(Settings(objective='ipo()')) == ["--objective='ipo()'"]
-  assert quickstart._options(Settings()) == []
+  assert options.changed(Settings(seed=3)) == ['--seed=3']
+  assert options.changed(Settings(objective='ipo()')) == ["--objective='ipo()'"]
+  assert options.changed(Settings()) == []
 
 
 def test_vocabulary_has_every_word_and_keeps_the_border_of_prompts(tmp_path):

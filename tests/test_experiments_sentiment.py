@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import proxies, report, reviews, sentiment
+from experiments import options, proxies, report, reviews, sentiment
 from experiments.sentiment import Settings
 from jaxpref import models, rewards
 from jaxpref.data.tokenizer import load_tokenizer
@@ -111,8 +111,8 @@ def test_the_proxy_reads_samples_as_ppo_did():
 
 
 def test_the_command_of_a_report_names_what_was_changed():
-  assert sentiment._options(Settings()) == []
-  assert sentiment._options(Settings(seed=2, kl_target=3.0)) == ['--seed=2', '--kl_target=3.0']
+  assert options.changed(Settings()) == []
+  assert options.changed(Settings(seed=2, kl_target=3.0)) == ['--seed=2', '--kl_target=3.0']
 
 
 @pytest.mark.slow

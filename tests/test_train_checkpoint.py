@@ -1,59 +1,20 @@
+import contextlib
 import json
-import shutil
-import subprocess
-import sys
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxpref.train.checkpoint import Checkpoints
-from jaxpref.train.state import init_state
+from tests.states import assert_equal, make_state
 
 AXES = jax.sharding.PartitionSpec
 
 
-def make_state(seed=0, *, ema=True):
-  """float32 and bfloat16 leaves, under an optimizer with empty and masked parts."""
-  key = jax.random.key(seed)
-  params = {
-    'embed': jax.random.normal(key, (16, 8)),
-    'layers': {'w': jax.random.normal(key, (2, 8, 8)), 'scale': jnp.ones((2, 8), jnp.bfloat16) / 3},
-  }
-  decayed = {'embed': False, 'layers': {'w': True, 'scale': False}}
-  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.masked(optax.adamw(1e-3), decayed))
-  return init_state(params, tx.init(params), ema=ema)._replace(step=jnp.asarray(seed, jnp.int32))
-
-
-def assert_equal(tree, expected):
-  assert jax.tree.structure(tree) == jax.tree.structure(expected)
-  for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(expected), strict=True):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-@pytest.fixture(scope='module')
-def saved(tmp_path_factory):
-  """A finished run with steps 1 and 2; tests copy it before they touch it."""
-  folder = tmp_path_factory.mktemp('saved')
-  checkpoints = Checkpoints(folder)
-  for step in (1, 2):
-    checkpoints.save(step, make_state(step), {'position': step}, {'accuracy': 0.5 + step / 10})
-  checkpoints.save_reference(make_state(7).params)
-  checkpoints.close()
-  return folder
-
-
-@pytest.fixture
-def copy(saved, tmp_path):
-  return shutil.copytree(saved, tmp_path / 'run')
-
-
-def test_a_state_comes_back_bit_for_bit_with_its_metadata(saved):
-  checkpoints = Checkpoints(saved, read_only=True)
+def test_a_state_comes_back_bit_for_bit_with_its_metadata(saved_run):
+  checkpoints = Checkpoints(saved_run, read_only=True)
   state, meta = checkpoints.restore(make_state())
   assert_equal(state, make_state(2))
   assert meta == {'position': 2, 'step': 2, 'metrics': {'accuracy': 0.7}}
@@ -85,7 +46,7 @@ def test_donating_the_state_right_after_save_does_not_reach_the_files(tmp_path):
     checkpoints.close()
 
 
-def test_restores_onto_the_shardings_asked_for(saved):
+def test_restores_onto_the_shardings_asked_for(saved_run):
   mesh = jax.make_mesh((2, 4), ('data', 'fsdp'), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
   def place(x):
@@ -93,7 +54,7 @@ def test_restores_onto_the_shardings_asked_for(saved):
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=jax.NamedSharding(mesh, spec))
 
   abstract = jax.tree.map(place, jax.eval_shape(make_state))
-  checkpoints = Checkpoints(saved, read_only=True)
+  checkpoints = Checkpoints(saved_run, read_only=True)
   state, _ = checkpoints.restore(abstract)
   assert_equal(state, make_state(2))
   jax.tree.map(lambda x, want: x.sharding == want.sharding or pytest.fail(str(x)), state, abstract)
@@ -106,8 +67,8 @@ def test_restores_onto_the_shardings_asked_for(saved):
   checkpoints.close()
 
 
-def test_parameters_come_without_the_optimizer(saved, tmp_path):
-  checkpoints = Checkpoints(saved, read_only=True)
+def test_parameters_come_without_the_optimizer(saved_run, tmp_path):
+  checkpoints = Checkpoints(saved_run, read_only=True)
   params = checkpoints.restore_params()
   assert_equal(params, make_state(2).params)
   assert all(type(leaf) is np.ndarray for leaf in jax.tree.leaves(params))
@@ -120,8 +81,21 @@ def test_parameters_come_without_the_optimizer(saved, tmp_path):
   without.close()
 
 
-def test_reference_is_written_once(saved, tmp_path):
-  checkpoints = Checkpoints(saved)
+def test_a_policy_comes_without_its_critic_and_onto_its_devices(tmp_path):
+  policy, critic = {'w': np.arange(8.0, dtype=np.float32)}, {'w': np.zeros(3, np.float32)}
+  where = {'w': jax.sharding.SingleDeviceSharding(jax.devices()[-1])}
+  with contextlib.closing(Checkpoints(tmp_path)) as checkpoints:
+    checkpoints.save(1, {'params': {'policy': policy, 'critic': critic}, 'ema': {}})
+    checkpoints.save(2, {'params': policy, 'ema': {}})
+    for step in (1, 2):
+      found = checkpoints.restore_policy(step, shardings=where)
+      assert_equal(found, policy)
+      assert found['w'].sharding == where['w']
+      assert_equal(checkpoints.restore_policy(step), policy)
+
+
+def test_reference_is_written_once(saved_run, tmp_path):
+  checkpoints = Checkpoints(saved_run)
   assert checkpoints.has_reference()
   assert_equal(checkpoints.restore_reference(), make_state(7).params)
   with pytest.raises(FileExistsError, match='written once'):
@@ -132,16 +106,6 @@ def test_reference_is_written_once(saved, tmp_path):
   with pytest.raises(FileNotFoundError, match='saved no reference'):
     empty.restore_reference()
   empty.close()
-
-
-def test_a_damaged_reference_is_named(copy):
-  (copy / 'reference' / 'manifest.ocdbt').write_bytes(b'')
-  checkpoints = Checkpoints(copy)
-  with pytest.raises(
-    OSError, match=r'reference cannot be read .*ocdbt has 0 bytes instead of .*remove it'
-  ):
-    checkpoints.restore_reference()
-  checkpoints.close()
 
 
 @pytest.mark.parametrize(
@@ -168,156 +132,16 @@ def test_the_newest_and_the_best_are_kept(tmp_path, mode, values, best, kept):
   again.close()
 
 
-def test_a_step_is_saved_once(copy):
-  checkpoints = Checkpoints(copy)
+def test_a_step_is_saved_once(copied_run):
+  checkpoints = Checkpoints(copied_run)
   assert not checkpoints.save(2, make_state(9))
   assert checkpoints.save(3, make_state(3))
   assert_equal(checkpoints.restore(make_state(), step=2)[0], make_state(2))
   checkpoints.close()
 
 
-def damage(path, how):
-  data = bytearray(path.read_bytes())
-  path.unlink()
-  if how == 'truncate':
-    path.write_bytes(data[: len(data) // 2])
-  elif how == 'flip a bit':
-    data[len(data) // 2] ^= 4
-    path.write_bytes(data)
-
-
-@pytest.mark.parametrize('how', ['delete', 'truncate'])
-@pytest.mark.parametrize(
-  'what', ['state/manifest.ocdbt', 'state/d', 'state/_METADATA', 'meta/metadata']
-)
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_it_used(copy, caplog, what, how):
-  newest = copy / 'checkpoints' / '2'
-  files = [newest / what] if (newest / what).is_file() else list((newest / what).iterdir())
-  for file in files:
-    damage(file, how)
-  checkpoints = Checkpoints(copy)
-  state, meta = checkpoints.restore(make_state())
-  assert_equal(state, make_state(1))
-  assert meta['step'] == 1
-  assert f'{newest} is damaged' in caplog.text
-  # Its name is free, for the run will reach this step again.
-  assert checkpoints.steps() == [1]
-  assert (copy / 'checkpoints' / '2.corrupt').is_dir()
-  assert checkpoints.save(2, make_state(2))
-  assert_equal(checkpoints.restore(make_state())[0], make_state(2))
-  checkpoints.close()
-
-
-@pytest.mark.parametrize('how', ['delete', 'truncate'])
-def test_damage_to_any_file_is_harmless_or_found(saved, tmp_path, how):
-  damage_each(saved, tmp_path, how)
-
-
-def damage_each(saved, folder, how):
-  """Each file of a checkpoint damaged in a copy: the state is right, or that of the one before."""
-  files = [p.relative_to(saved) for p in (saved / 'checkpoints' / '2').rglob('*') if p.is_file()]
-  for number, file in enumerate(sorted(files)):
-    run = shutil.copytree(saved, folder / str(number))
-    damage(run / file, how)
-    checkpoints = Checkpoints(run)
-    state, meta = checkpoints.restore(make_state())
-    assert_equal(state, make_state(meta['step']))
-    checkpoints.close()
-
-
-def flip_reference(saved, folder):
-  """Each file of a reference's data with a bit flipped: right, or refused by name."""
-  refused = 0
-  for number, file in enumerate((saved / 'reference').glob('**/d/*')):
-    run = shutil.copytree(saved, folder / f'reference-{number}')
-    damage(run / file.relative_to(saved), 'flip a bit')
-    try:
-      assert_equal(Checkpoints(run, read_only=True).restore_reference(), make_state(7).params)
-    except OSError as error:
-      refused += 'reference cannot be read' in str(error)
-  assert refused
-
-
-def test_flipped_bits_are_harmless_or_found(saved, tmp_path):
-  """In a process of its own: after a failed read Orbax may raise in threads, at any later time."""
-  code = (
-    'import pathlib, tests.test_train_checkpoint as t;'
-    f'saved, folder = pathlib.Path({str(saved)!r}), pathlib.Path({str(tmp_path)!r});'
-    't.damage_each(saved, folder, "flip a bit"); t.flip_reference(saved, folder); print("sound")'
-  )
-  found = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
-  assert found.stdout.endswith('sound\n'), found.stderr
-
-
-def test_without_any_sound_checkpoint_the_run_does_not_start_over(copy, tmp_path):
-  for step in (1, 2):
-    (copy / 'checkpoints' / str(step) / 'meta' / 'metadata').unlink()
-  checkpoints = Checkpoints(copy)
-  with pytest.raises(OSError, match=r'no readable checkpoint: .*checkpoints/2 .*checkpoints/1 '):
-    checkpoints.restore(make_state())
-  assert checkpoints.steps() == [1, 2]
-  checkpoints.close()
-  empty = Checkpoints(tmp_path / 'empty')
-  assert empty.latest_step() is None
-  with pytest.raises(FileNotFoundError, match='no checkpoint in'):
-    empty.restore(make_state())
-  with pytest.raises(FileNotFoundError, match=r'no checkpoint of step 4 in .*have \[\]'):
-    empty.restore(make_state(), step=4)
-  empty.close()
-
-
-def test_a_half_written_checkpoint_is_never_picked_up(copy):
-  half = copy / 'checkpoints' / '3.orbax-checkpoint-tmp'
-  shutil.copytree(copy / 'checkpoints' / '2' / 'state', half / 'state')
-  watcher = Checkpoints(copy, read_only=True)
-  assert watcher.latest_step() == 2
-  assert half.exists()
-  watcher.close()
-  checkpoints = Checkpoints(copy)
-  assert checkpoints.latest_step() == 2
-  assert checkpoints.save(3, make_state(3))
-  checkpoints.close()
-  assert not half.exists()
-
-
-def test_a_process_killed_while_it_saves_leaves_the_checkpoint_before(tmp_path):
-  program = """if True:
-    import os, sys
-    import jax.numpy as jnp
-    from jaxpref.train.checkpoint import Checkpoints
-    checkpoints = Checkpoints(sys.argv[1])
-    checkpoints.save(1, {'params': {'w': jnp.full((2000, 2000), 1.0)}})
-    checkpoints.save(2, {'params': {'w': jnp.arange(16e6)}})
-    os._exit(9)
-  """
-  run = subprocess.run([sys.executable, '-c', program, str(tmp_path)], check=False)
-  assert run.returncode == 9
-  checkpoints = Checkpoints(tmp_path)
-  step = checkpoints.latest_step()
-  assert step in (1, 2)
-  w = checkpoints.restore_params()['w']
-  np.testing.assert_array_equal(w, np.full((2000, 2000), 1.0) if step == 1 else np.arange(16e6))
-  checkpoints.close()
-
-
-def test_a_write_that_fails_is_raised_and_leaves_the_one_before(copy, monkeypatch):
-  checkpoints = Checkpoints(copy)
-
-  def full(folder):
-    raise OSError(28, 'No space left on device')
-
-  with monkeypatch.context() as patch:
-    patch.setattr('jaxpref.train.checkpoint._sizes', full)
-    checkpoints.save(3, make_state(3))
-    with pytest.raises(OSError, match='No space left'):
-      checkpoints.wait()
-  again = Checkpoints(copy)
-  assert_equal(again.restore(make_state())[0], make_state(2))
-  again.close()
-
-
-def test_another_state_is_refused_by_the_names_of_its_leaves(saved):
-  checkpoints = Checkpoints(saved, read_only=True)
+def test_another_state_is_refused_by_the_names_of_its_leaves(saved_run):
+  checkpoints = Checkpoints(saved_run, read_only=True)
   state = make_state()
   params = {
     'embed': jnp.ones((3, 8)),
@@ -336,7 +160,7 @@ def test_another_state_is_refused_by_the_names_of_its_leaves(saved):
   checkpoints.close()
 
 
-def test_mistakes_are_named(tmp_path, saved):
+def test_mistakes_are_named(tmp_path, saved_run):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match=r'cannot write to .*file/run/checkpoints: .*choose a folder'):
     Checkpoints(tmp_path / 'file' / 'run')
@@ -346,7 +170,7 @@ def test_mistakes_are_named(tmp_path, saved):
     Checkpoints(tmp_path, keep_last=0)
   with pytest.raises(ValueError, match=r'expected .metric, .max'):
     Checkpoints(tmp_path, keep_best=('accuracy', 'best'))
-  watcher = Checkpoints(saved, read_only=True)
+  watcher = Checkpoints(saved_run, read_only=True)
   with pytest.raises(ValueError, match='read_only'):
     watcher.save(5, make_state())
   watcher.close()
@@ -357,6 +181,6 @@ def test_mistakes_are_named(tmp_path, saved):
   checkpoints.close()
 
 
-def test_metadata_is_plain_json(saved):
-  text = (saved / 'checkpoints' / '2' / 'meta' / 'metadata').read_text()
+def test_metadata_is_plain_json(saved_run):
+  text = (saved_run / 'checkpoints' / '2' / 'meta' / 'metadata').read_text()
   assert json.loads(text)['step'] == 2

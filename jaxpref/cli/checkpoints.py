@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from absl import flags
 
 from jaxpref.data import Tokenizer
-from jaxpref.log_probs import policy_params
 from jaxpref.models import Model
 from jaxpref.run import parse_keep_best
 from jaxpref.train import policy
@@ -36,9 +35,9 @@ def load_model(own: flags.FlagValues, tokenizer: Tokenizer) -> tuple[Model, Para
   config = read_config(own.model)
   best = parse_keep_best(config.checkpoint.keep_best)
   checkpoints = Checkpoints(own.model, keep_best=best, read_only=True)
-  params = checkpoints.restore_params(find_step(checkpoints, own.step), ema=own.ema)
+  params = checkpoints.restore_policy(find_step(checkpoints, own.step), ema=own.ema)
   checkpoints.close()
-  return policy.describe(own.model, tokenizer), jax.tree.map(jnp.asarray, policy_params(params))
+  return policy.describe(own.model, tokenizer), jax.tree.map(jnp.asarray, params)
 
 
 def chosen_step(own: flags.FlagValues) -> int | None:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpref import advantages, hosts
-from jaxpref.log_probs import ActorCritic, log_probs
+from jaxpref.log_probs import ActorCritic, policy_of, policy_params, stacked
 from jaxpref.models import Model
 from jaxpref.objectives import Objective, truncated_importance
 from jaxpref.rollout.estimators import Inputs
@@ -66,11 +66,9 @@ class Online:
     place: Callable[[Batch], Batch] = lambda batch: batch,
   ):
     self.sampler, self.scorer, self.rounds = sampler, scorer, rounds
-    self._objective, self._estimator, self._controller = objective, estimator, controller
-    self.reference, self._beta = reference, beta
+    self.reference, self._beta, self._controller = reference, beta, controller
     self._cast, self._show, self._place = cast, show, place
     self._critic = isinstance(model, ActorCritic)
-    self._policy = model.policy if isinstance(model, ActorCritic) else model
     reads = objective.fields
     if getattr(estimator, 'critic', False) and not self._critic:
       raise ValueError(f'{type(estimator).__name__} needs values: train with a critic')
@@ -80,7 +78,7 @@ class Online:
     self._names += ('values',) * self._critic
     self.needs_reference = bool(beta) or 'ref_logps' in reads
     self._compute = jax.jit(functools.partial(_fields, model, self._names))
-    self._compute_reference = jax.jit(functools.partial(_fields, self._policy, ('logps',)))
+    self._compute_logps = jax.jit(functools.partial(_fields, policy_of(model), ('logps',)))
     self._estimate = jax.jit(lambda inputs: dict(estimator(inputs)))
     self._report: dict[str, float] = {}
     self._collapses = 0  # rollouts that were warned of, or could have been
@@ -148,7 +146,7 @@ class Online:
     """Whether, as a further pass begins, the policy is too far from the one that sampled."""
     if not self.rounds.target_kl or carry['cursor'] % self.rounds.minibatches:
       return False
-    now = self._forward(self._compute, params, carry)['logps']
+    now = self._forward(self._compute_logps, policy_params(params), carry)['logps']
     mask = carry['mask']
     away = float(np.sum(np.where(mask, carry['fields']['old_logps'] - now, 0)) / max(mask.sum(), 1))
     self._report |= {'policy/kl_at_epoch': away}
@@ -159,7 +157,7 @@ class Online:
     began = time.monotonic()
     if self.needs_reference and self.reference is None:
       raise ValueError('a KL penalty in the reward, and ref_logps in the loss, need a reference')
-    policy = self._cast(params['policy'] if self._critic else params)
+    policy = self._cast(policy_params(params))
     carry, ids, samples, scored = self._filled(policy, carry)
     sampled = time.monotonic()
     mask = np.asarray(samples.mask) & scored.valid[..., None]
@@ -178,7 +176,7 @@ class Online:
     if 'values' in found:
       fields['old_values'] = found['values']
     if self.needs_reference:
-      fields['ref_logps'] = self._forward(self._compute_reference, self.reference, carry)['logps']
+      fields['ref_logps'] = self._forward(self._compute_logps, self.reference, carry)['logps']
     policy_logps = fields.get('old_logps', np.asarray(samples.logps))
     kl = np.where(mask, policy_logps - fields.get('ref_logps', policy_logps), 0)
     inputs = Inputs(
@@ -329,6 +327,5 @@ def _chosen(parts: Sequence[Scored], rows: np.ndarray) -> Scored:
 
 def _fields(model: Model | ActorCritic, names: tuple[str, ...], params: Params, batch: Batch):
   """Model fields of a batch, [M*G*B, K, T]."""
-  body = lambda _, micro: (None, log_probs(model, params, micro, names))  # noqa: E731
-  _, found = jax.lax.scan(body, None, batch)
+  found = stacked(model, params, batch, names)
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), found)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxpref import data
 from jaxpref.data import cache
-from jaxpref.log_probs import CHUNK, DIVERGENCES, ActorCritic, log_probs, policy_of, policy_params
+from jaxpref.log_probs import CHUNK, DIVERGENCES, ActorCritic, policy_of, policy_params, stacked
 from jaxpref.models import Model
 from jaxpref.objectives import Objective
 from jaxpref.train import reference
@@ -43,14 +43,9 @@ class Sync(NamedTuple):
 
 def attach(model: Model | ActorCritic, params: Params, batch: Batch, chunk: int = CHUNK) -> Batch:
   """The batch with `ref_logps` of a live reference, [M, G, B, K, T]."""
-  policy = policy_of(model)
-
-  def logps(_: None, micro: Batch) -> tuple[None, Array]:
-    return None, log_probs(policy, params, micro, chunk=chunk)['logps']
-
   # Ahead of the step's own pass: weights and norms may read them, as they may those of a table.
-  _, found = jax.lax.scan(logps, None, batch)
-  return batch._replace(fields=batch.fields | {'ref_logps': found})
+  found = stacked(policy_of(model), params, batch, chunk=chunk)
+  return batch._replace(fields=batch.fields | {'ref_logps': found['logps']})
 
 
 def reference_sync(config: ConfigDict) -> Sync | None:

@@ -6,10 +6,9 @@
 
 A state is stored as nested dicts under the names of its leaves ('params/layers/...'), so that its
 parts can be read without the classes, the optimizer or the devices that it was made with.
-This is the only file that imports Orbax.
+Only this file and `handler.py` import Orbax.
 """
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -22,12 +21,13 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from jaxpref import hosts
+from jaxpref.log_probs import policy_params
 from jaxpref.train.checksums import checksums
+from jaxpref.train.handler import Handler, Restore, Save, check_bits, check_sizes
 from jaxpref.train.retention import Retention
 from jaxpref.train.workdir import check_writable
 from jaxpref.typing import Params
 
-_NOTED = 'noted.json'  # TensorStore does not notice a flipped bit, nor always a short file
 _NAMED = 5  # leaves that an error lists before it only counts
 
 
@@ -54,7 +54,7 @@ class Checkpoints:
       check_writable(steps_folder)
     self._read_only = read_only
     self._keep = Retention(keep_last, keep_best)
-    self._handler = _Handler()
+    self._handler = Handler()
     self._manager = ocp.CheckpointManager(
       steps_folder,
       item_handlers={'state': self._handler, 'meta': ocp.JsonCheckpointHandler()},
@@ -112,7 +112,7 @@ class Checkpoints:
     self._keep.note(step, numbers)
     nested = _nest(state)
     self._handler.checksums = _leaves(checksums(nested))
-    items = ocp.args.Composite(state=_Save(nested), meta=ocp.args.JsonSave(record))
+    items = ocp.args.Composite(state=Save(nested), meta=ocp.args.JsonSave(record))
     return self._manager.save(step, args=items, force=True)
 
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
@@ -143,13 +143,32 @@ class Checkpoints:
 
     Nested dicts of numpy arrays, or, with `shardings` (a tree like the parameters), jax arrays.
     """
+    return self._params(step, ema, lambda saved: _abstract(saved, shardings))
+
+  def restore_policy(
+    self, step: int | None = None, *, ema: bool = False, shardings: Any = None
+  ) -> Params:
+    """As `restore_params`, of the policy alone: what a critic beside it holds is not read."""
+
+    def wanted(saved: Params) -> Params:
+      policy = policy_params(saved)
+      return (
+        _abstract(policy, shardings)
+        if policy is saved
+        else {'policy': _abstract(policy, shardings)}
+      )
+
+    found = self._params(step, ema, wanted)
+    return found['policy'] if set(found) == {'policy'} else found
+
+  def _params(self, step: int | None, ema: bool, wanted: Callable[[Params], Params]) -> Params:
     part = 'ema' if ema else 'params'
 
     def read(path: Any) -> Any:
       saved = self._saved(path)
       if not saved.get(part):
         raise _Mismatch(f'{path} holds no {part!r}; it holds {sorted(saved)}')
-      return self._read(path, {part: _abstract(saved[part], shardings)})[part]
+      return self._read(path, {part: wanted(saved[part])})[part]
 
     return self._first_readable(read, step)[0]
 
@@ -161,10 +180,10 @@ class Checkpoints:
     if self.has_reference():
       raise FileExistsError(f'{self._reference} exists; the reference of a run is written once')
     self._refuse_read_only()
-    handler = _Handler()
+    handler = Handler()
     handler.checksums = _leaves(checksums(params))
     with ocp.Checkpointer(handler) as writer:
-      writer.save(self._reference, args=_Save(params))
+      writer.save(self._reference, args=Save(params))
 
   def restore_reference(self, shardings: Any = None) -> Params:
     """As `restore_params`, of the reference."""
@@ -230,17 +249,17 @@ class Checkpoints:
     """The stored tree, with shapes and dtypes as leaves; raises OSError for damaged files."""
 
     def look() -> dict[str, Any]:
-      _check_sizes(path)
+      check_sizes(path)
       return self._handler.metadata(path).tree
 
     return hosts.together(look)
 
   def _read(self, path: Any, tree: Any) -> Any:
     how = ocp.checkpoint_utils.construct_restore_args(tree)
-    args = _Restore(item=tree, restore_args=how, partial_restore=True)
+    args = Restore(item=tree, restore_args=how, partial_restore=True)
     found = hosts.together(lambda: self._handler.restore(path, args=args))
     sums = _leaves(checksums(found))
-    hosts.together(lambda: _check_bits(path, sums))
+    hosts.together(lambda: check_bits(path, sums))
     return found
 
   def _refuse_read_only(self) -> None:
@@ -250,58 +269,6 @@ class Checkpoints:
 
 class _Mismatch(ValueError):
   """The checkpoint is sound but is not what the caller asks for."""
-
-
-class _Handler(ocp.PyTreeCheckpointHandler):
-  """Orbax's own, which at last, before the folder gets its name, notes what should be in it.
-
-  That is how large each file is, and the `checksums` of the leaves, which are set before a save.
-  """
-
-  checksums: Mapping[str, int] = {}
-
-  def finalize(self, directory: Any) -> None:
-    super().finalize(directory)
-    sizes = _sizes(directory)
-    sizes.pop('_CHECKPOINT_METADATA', None)  # Orbax adds the time of commit to it after this
-    noted = {'sizes': sizes, 'checksums': dict(self.checksums)}
-    (directory / _NOTED).write_text(json.dumps(noted))
-
-
-@ocp.args.register_with_handler(_Handler, for_save=True)
-@dataclasses.dataclass
-class _Save(ocp.args.PyTreeSave):
-  """What makes Orbax save by `_Handler`."""
-
-
-@ocp.args.register_with_handler(_Handler, for_restore=True)
-@dataclasses.dataclass
-class _Restore(ocp.args.PyTreeRestore):
-  """What makes Orbax restore by `_Handler`."""
-
-
-def _sizes(folder: Any, prefix: str = '') -> dict[str, int]:
-  """Bytes of every file below `folder`, by its path in it."""
-  sizes: dict[str, int] = {}
-  for file in folder.iterdir():
-    name = f'{prefix}{file.name}'
-    sizes |= _sizes(file, f'{name}/') if file.is_dir() else {name: file.stat().length}
-  return sizes
-
-
-def _check_sizes(folder: Any) -> None:
-  noted, found = json.loads((folder / _NOTED).read_text())['sizes'], _sizes(folder)
-  for name, size in noted.items():
-    if found.get(name) != size:
-      what = f'has {found[name]} bytes instead of {size}' if name in found else 'is missing'
-      raise OSError(f'{name} {what}')
-
-
-def _check_bits(folder: Any, sums: Mapping[str, int]) -> None:
-  noted = json.loads((folder / _NOTED).read_text())['checksums']
-  for name, found in sums.items():
-    if noted[name] != found:
-      raise OSError(f'{name} does not hold the numbers that were saved')
 
 
 def _name(path: tuple[Any, ...]) -> str:

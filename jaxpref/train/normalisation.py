@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxpref import data, hosts
 from jaxpref.data.batches import Batches, Packing
-from jaxpref.log_probs import REWARDS, log_probs
+from jaxpref.log_probs import REWARDS, stacked
 from jaxpref.models import Model
 from jaxpref.objectives.candidates import last_scored
 from jaxpref.train.workdir import write_atomically
@@ -99,12 +99,6 @@ def of_step(folder: Path, step: int | None) -> Normalisation | None:
 
 def _finals(model: Model, params: Params, batch: Batch) -> tuple[Array, Array]:
   """(completions' scores, which are there), [M*G*B, K]."""
-
-  def one(_: None, micro: Batch) -> tuple[None, tuple[Array, Array]]:
-    mask = micro.fields['mask']
-    scores = log_probs(model, params, micro, (REWARDS,))[REWARDS]
-    flat = lambda x: x.reshape(-1, *x.shape[2:])  # noqa: E731
-    return None, (last_scored(flat(scores), flat(mask)), jnp.any(flat(mask), axis=-1))
-
-  found = jax.lax.scan(one, None, batch)[1]
-  return jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), found)
+  scores, mask = stacked(model, params, batch, (REWARDS,))[REWARDS], batch.fields['mask']
+  scores, mask = (x.reshape(-1, *x.shape[3:]) for x in (scores, mask))
+  return last_scored(scores, mask), jnp.any(mask, axis=-1)

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 
 from jaxpref import hosts, models
 from jaxpref.data.tokenizer import Tokenizer, load_tokenizer
-from jaxpref.log_probs import policy_params
 from jaxpref.models import Model
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.workdir import read_config
@@ -49,7 +48,7 @@ def load(
 ) -> tuple[Model, Params]:
   """The model called `spec`; a preset is drawn from `seed`.
 
-  `shardings`, a tree like the parameters, says where they go; folders are then read part by part.
+  `shardings`, a tree like the parameters, says where they go; weights are then read part by part.
   """
   if spec.startswith(PRESET):
     model, params = models.init(architecture(spec, tokenizer), jax.random.key(seed))
@@ -57,11 +56,9 @@ def load(
   if not is_workdir(spec):
     return models.load_hf(Path(spec).expanduser(), shardings=shardings)
   checkpoints = Checkpoints(spec, read_only=True)
-  params = jax.tree.map(jnp.asarray, policy_params(checkpoints.restore_params()))
+  params = checkpoints.restore_policy(shardings=shardings)
   checkpoints.close()
-  if shardings is not None:
-    params = hosts.place(params, shardings)
-  return describe(spec, tokenizer), params
+  return describe(spec, tokenizer), jax.tree.map(jnp.asarray, params)
 
 
 def scored(model: Model) -> Model:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.log_probs import CHUNK, DIVERGENCES, KNOWN, ActorCritic, log_probs
+from jaxpref.log_probs import CHUNK, DIVERGENCES, KNOWN, ActorCritic, log_probs, stacked
 from jaxpref.models import Model
 from jaxpref.objectives import Memory, Objective, reduce_metrics
 from jaxpref.train.anchor import Sync, attach
@@ -138,9 +138,8 @@ def make_fields(
     names = model_fields(objective, tuple(batch.fields), live=reference is not None)
     names = tuple(dict.fromkeys((*names, *extra)))
     batch = _complete(model, objective, reference, batch, chunk)
-    forward = functools.partial(_forward, model, names, chunk, reference)
-    _, outputs = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
-    return _merge(batch.fields, 3) | _merge(outputs, 2)
+    outputs = stacked(model, params, batch, names, chunk=chunk, reference=reference)
+    return _merge(batch.fields | outputs, 3)
 
   return fields
 
