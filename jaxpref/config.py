@@ -18,7 +18,9 @@ def default() -> ml_collections.ConfigDict:
     ''  # 'byte' or a folder with tokenizer.json; '': the model's own, bytes for a preset
   )
   c.dtype = 'auto'  # of computation: float32 on CPU, bfloat16 on accelerators; masters are float32
-  c.remat = ''  # '': keep activations; 'full' or a jax.checkpoint policy: compute them again
+  c.remat = (
+    ''  # '': keep activations; 'full', 'offload' or a jax.checkpoint policy: compute them again
+  )
   c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy);
   # with rewards it is always live
   c.reference_sync = sync = ml_collections.ConfigDict()  # TR-DPO: a live reference that follows
@@ -90,6 +92,7 @@ def default() -> ml_collections.ConfigDict:
   opt.b1 = 0.9
   opt.b2 = 0.95
   opt.eps = 1e-8
+  opt.dtype = 'float32'  # of moments; 'bfloat16' halves them
   opt.clip = 1.0  # global norm of the gradient; 0: no clipping
 
   c.mesh = mesh = ml_collections.ConfigDict()

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxpref.models.config import Config
 from jaxpref.models.experts import Mixture
@@ -18,6 +19,7 @@ from jaxpref.models.placement import grouped
 from jaxpref.models.rope import rotate
 from jaxpref.typing import Array, Layout
 
+LAYER_INPUT = 'layer_input'  # what a checkpoint's policy may know a layer's input as
 _EVERYWHERE = np.iinfo(np.int32).max  # the window of a layer without one
 _ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -146,6 +148,7 @@ class Decoder(nnx.Module):
       x, memory = carry
       params, window, index = scanned
       block = nnx.merge(graphdef, params)
+      x = checkpoint_name(x, LAYER_INPUT)
       angles = turns[0] if turns else None
       if config.local_rope is not None and windows is not None:
         angles = jax.tree.map(functools.partial(jnp.where, window < _EVERYWHERE), *turns[::-1])

@@ -24,12 +24,13 @@ from jaxpref.models.attention import (
 )
 from jaxpref.models.blocked import Flat, Form
 from jaxpref.models.config import Config
-from jaxpref.models.decoder import Decoder
+from jaxpref.models.decoder import LAYER_INPUT, Decoder
 from jaxpref.typing import Array, Layout, Params
 
-# Policies of jax.checkpoint_policies that need no further argument.
+# Policies of jax.checkpoint_policies that need no further argument, and two of our own.
 REMAT = (
   'full',
+  'offload',
   'everything_saveable',
   'dots_saveable',
   'dots_with_no_batch_dims_saveable',
@@ -50,7 +51,8 @@ class Model:
     dtype: of the computation; parameters of any float dtype are cast where they are used. Norms,
       rotations and the softmax are float32 always. None: `default_dtype()`.
     remat: what a layer keeps for its gradient. None keeps all; 'full' keeps its input and computes
-      the rest again; else a policy of `jax.checkpoint_policies` by name (see `REMAT`), such as
+      the rest again; 'offload' does too, and moves that input to the host's memory meanwhile; else
+      a policy of `jax.checkpoint_policies` by name (see `REMAT`), such as
       'dots_with_no_batch_dims_saveable': outputs of projections are kept, attention is not.
   """
 
@@ -205,7 +207,16 @@ def _attend(config: Config, how: Callable = attend) -> Callable:
 def _checkpoint(remat: str | None) -> Callable:
   if remat is None:
     return lambda layer: layer
-  policy = None if remat == 'full' else getattr(jax.checkpoint_policies, remat)
+  policies = jax.checkpoint_policies
+  if remat == 'offload':
+    policy = policies.save_and_offload_only_these_names(
+      names_which_can_be_saved=[],
+      names_which_can_be_offloaded=[LAYER_INPUT],
+      offload_src='device',
+      offload_dst='pinned_host',
+    )
+  else:
+    policy = None if remat == 'full' else getattr(policies, remat)
   # Inside a scan the compiler cannot merge the two computations, so nothing need prevent it.
   return functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
 

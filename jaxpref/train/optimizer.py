@@ -44,7 +44,25 @@ def adafactor(s: Scalars) -> optax.GradientTransformation:
   )
 
 
+def stored_as(dtype: str, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+  """`inner` with its floating-point state kept in `dtype` between steps."""
+  if dtype == 'float32':
+    return inner
+
+  def cast(state: Any, dtype: str) -> Any:
+    floats = lambda x: jnp.issubdtype(x.dtype, jnp.floating)  # noqa: E731
+    return jax.tree.map(lambda x: x.astype(dtype) if floats(x) else x, state)
+
+  def update(updates: Params, state: Any, params: Params | None = None) -> tuple[Params, Any]:
+    updates, state = inner.update(updates, cast(state, 'float32'), params)
+    return updates, cast(state, dtype)
+
+  return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
+
+
 OPTIMIZERS = {'adamw': adamw, 'lion': lion, 'sgd': sgd, 'adafactor': adafactor}
+
+DTYPES = ('float32', 'bfloat16')
 
 # First match wins: parameters that do not decay. Stacked norms are rank 2, so never by rank.
 DECAY = ((r'(norm|/b$|bias|scale)', False), (r'.*', True))
@@ -57,6 +75,8 @@ class Optimizer:
   Attributes:
     name: a key of `OPTIMIZERS`.
     freeze: path patterns of parameters that do not train (they get no moments either).
+    dtype: that moments are kept in; the arithmetic is float32. With 'bfloat16' they take half the
+      memory, and an average whose rate 1 - b2 is far below 2⁻⁸ stops moving: not with b2 = 0.999.
     decay: path rules, pattern -> whether weight decay applies.
 
   Raises:
@@ -65,6 +85,7 @@ class Optimizer:
 
   name: str = 'adamw'
   freeze: tuple[str, ...] = ()
+  dtype: str = 'float32'
   decay: tuple[tuple[str, bool], ...] = DECAY
 
   def __post_init__(self):
@@ -72,6 +93,8 @@ class Optimizer:
       near = difflib.get_close_matches(self.name, OPTIMIZERS, 1)
       hint = f'; did you mean {near[0]!r}?' if near else ''
       raise ValueError(f'unknown optimizer {self.name!r}{hint} Known: {sorted(OPTIMIZERS)}')
+    if self.dtype not in DTYPES:
+      raise ValueError(f'moments are kept in one of {DTYPES}, got {self.dtype!r}')
 
   def labels(self, params: Params) -> Params:
     """'train' or 'freeze' for every parameter.
@@ -108,7 +131,7 @@ class Optimizer:
     decays = sharding.by_path(self.decay, params)
     chain = optax.chain(
       optax.clip_by_global_norm(s['clip']),
-      OPTIMIZERS[self.name](s),
+      stored_as(self.dtype, OPTIMIZERS[self.name](s)),
       optax.add_decayed_weights(s['weight_decay'], mask=lambda tree: _like(decays, tree)),
       optax.scale(-s['learning_rate']),
     )

@@ -1,0 +1,109 @@
+"""What saves memory changes where numbers live or how they are rounded, not what is learnt."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxpref.data.batches import Batches
+from jaxpref.models import init, preset
+from jaxpref.models.model import REMAT
+from jaxpref.objectives import sft
+from jaxpref.train.optimizer import Optimizer
+from jaxpref.train.state import init_state
+from jaxpref.train.step import Hparams, make_step
+from tests.worlds import random_pairs
+
+SCALARS = {
+  'learning_rate': 3e-3,
+  'weight_decay': 0.0,
+  'b1': 0.9,
+  'b2': 0.95,
+  'eps': 1e-8,
+  'clip': 1.0,
+}
+
+
+@pytest.fixture(scope='module')
+def tiny():
+  return init(preset('tiny', vocab_size=50, width=32), jax.random.key(0))
+
+
+def step_of(tiny, remat):
+  """(a jitted step, its arguments) on a batch of pairs."""
+  model, params = tiny
+  optimizer = Optimizer('sgd')
+  batch = Batches(random_pairs(8, seed=4), 8)[0]
+  state = init_state(params, optimizer.init(SCALARS, params))
+  step = make_step(model.replace(remat=remat), optimizer)
+  return jax.jit(step), (state, batch, Hparams(sft(), SCALARS))
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in REMAT if name != 'offload']
+
+
+@pytest.mark.parametrize('remat', ['offload', *SLOW])
+def test_what_is_computed_again_is_the_same(tiny, remat):
+  step, arguments = step_of(tiny, None)
+  expected, before = step(*arguments)
+  step, arguments = step_of(tiny, remat)
+  got, after = step(*arguments)
+  np.testing.assert_allclose(after['loss'], before['loss'], rtol=1e-6)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), got.params, expected.params
+  )
+
+
+def test_offloading_leaves_no_layer_input_on_the_device(tiny):
+  """What the backward pass reads of the layers' inputs is in the host's memory."""
+  step, arguments = step_of(tiny, 'offload')
+  tokens = sum(rows.tokens[0].size for rows in arguments[1].rows)
+  config = tiny[0].config
+  kept = f'f32<host>[{config.num_layers},1,{tokens},{config.width}]'
+  assert kept in str(jax.make_jaxpr(step)(*arguments))
+  step, arguments = step_of(tiny, 'full')
+  assert '<host>' not in str(jax.make_jaxpr(step)(*arguments))
+
+
+def descend(optimizer, steps):
+  """Optimizer states and parameters on the way down Σ (w - 1)² from 0, by its own gradient."""
+  params = {'layers': {'up': {'w': jnp.zeros((2, 4, 8))}}}
+
+  @jax.jit
+  def step(params, state):
+    grads = jax.tree.map(lambda w: 2 * (w - 1.0), params)
+    updates, state = optimizer.transform(SCALARS, 0, params).update(grads, state, params)
+    return jax.tree.map(jnp.add, params, updates), state
+
+  states, found = [optimizer.init(SCALARS, params)], [params]
+  for _ in range(steps):
+    params, state = step(params, states[-1])
+    states.append(state)
+    found.append(params)
+  return states, [float(p['layers']['up']['w'].mean()) for p in found]
+
+
+def floats(state):
+  return [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.floating)]
+
+
+@pytest.mark.parametrize('name', ['adamw', 'lion', 'sgd', 'adafactor'])
+def test_moments_in_bfloat16_are_rounded_and_nothing_else(name):
+  wide, positions = descend(Optimizer(name), 1)
+  narrow, same = descend(Optimizer(name, dtype='bfloat16'), 1)
+  for begun, before, after in zip(*map(floats, (narrow[0], wide[1], narrow[1])), strict=True):
+    assert begun.dtype == after.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(after, before.astype(jnp.bfloat16))
+  assert same == positions  # the first step reads moments of 0, which are exact
+
+
+def test_moments_in_bfloat16_still_train():
+  _, wide = descend(Optimizer('adamw'), 400)
+  _, narrow = descend(Optimizer('adamw', dtype='bfloat16'), 400)
+  assert wide[-1] > 0.8
+  np.testing.assert_allclose(narrow[-1], wide[-1], rtol=0.02)
+
+
+def test_a_dtype_of_moments_that_is_not_known():
+  with pytest.raises(ValueError, match=r"one of .*'bfloat16'.* got 'float8'"):
+    Optimizer(dtype='float8')
