@@ -103,7 +103,7 @@ def _train(
   log: HostLog,
 ) -> Trained:
   objective = parse(config.objective, imports=tuple(config.imports))
-  optimizer = Optimizer(config.optimizer.name, tuple(config.freeze))
+  optimizer = Optimizer(config.optimizer.name, tuple(config.freeze), config.optimizer.dtype)
   keep_best = parse_keep_best(config.checkpoint.keep_best)
   sync = anchor.reference_sync(config)
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
