@@ -98,7 +98,7 @@ def default() -> ml_collections.ConfigDict:
   c.mesh = mesh = ml_collections.ConfigDict()
   mesh.data = 1  # replicas of the parameters
   mesh.fsdp = -1  # shards of parameters and batch; -1: all devices that are left
-  mesh.context = 1  # shards of a row; only 1 for now
+  mesh.context = 1  # parts of every row, for long ones; sampling does not divide them
   mesh.tensor = 1  # shards within a layer
 
   c.eval = ml_collections.ConfigDict()

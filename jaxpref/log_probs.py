@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.models import Model, grouped
+from jaxpref.models import Model, States, fold, unfold
 from jaxpref.typing import Array, Batch, Params
 
 CHUNK = 256  # scored tokens whose logits are held at once, per group
@@ -180,25 +180,28 @@ def log_probs(
       f'{scores} come from a model with one score (num_labels=1); this one has '
       f'{scorer.config.num_labels or "none, but a language-model head"}'
     )
-  states, routing = hidden(model, params, batch, with_routing=bool(routed))
+  states, routing = hidden(model, params, batch)
   if routed and routing is None:
     raise ValueError(f'{sorted(routed)} are of mixtures of experts; this model has none')
-  shape = batch.fields['mask'].shape
+  shape, parts = batch.fields['mask'].shape, states.division.parts
+  asked = [name for name in fields if name in FIELDS]
+  if asked or VALUES in scores:
+    before = states.at(batch.scored.before)
   values = {}
-  if asked := [name for name in fields if name in FIELDS]:
+  if asked:
     tokens = _flat([rows.tokens for rows in batch.rows])
-    targets = jnp.take_along_axis(tokens, batch.scored.at, axis=1)
+    targets = fold(jnp.take_along_axis(tokens, batch.scored.at, axis=1), parts)
     theirs = None
     if divergences:
       frozen = jax.lax.stop_gradient(reference)
-      theirs = frozen, _predecessors(hidden(model, frozen, batch)[0], batch)
-    before = _predecessors(states, batch)
+      theirs = frozen, hidden(model, frozen, batch)[0].at(batch.scored.before)
     values = head(model, params, before, targets, asked, chunk=chunk, reference=theirs)
   if REWARDS in scores:
-    own = grouped(jnp.take_along_axis(states, batch.scored.at[:, :, None], axis=1))
-    values[REWARDS] = scorer.scores(score_params, own)[..., 0]
+    values[REWARDS] = scorer.scores(score_params, states.at(batch.scored.at))[..., 0]
   if VALUES in scores:
-    values[VALUES] = scorer.scores(score_params, _predecessors(states, batch))[..., 0]
+    values[VALUES] = scorer.scores(score_params, before)[..., 0]
+  slots = batch.scored.cell.shape[1]
+  values = {name: unfold(value, parts, slots) for name, value in values.items()}
   out = {name: scatter(value, batch.scored.cell, shape) for name, value in values.items()}
   for name, part in routed.items():
     sums = getattr(routing, part).sum(0)  # over layers: [G, E] or [G]
@@ -223,21 +226,10 @@ def stacked(
   return jax.lax.scan(one, None, batch)[1]
 
 
-def _predecessors(states: Array, batch: Batch) -> Array:
-  """Of states [G, S, D] those [G, N, D] that predict the scored tokens."""
-  return grouped(jnp.take_along_axis(states, batch.scored.before[:, :, None], axis=1))
-
-
-def hidden(
-  model: Model, params: Params, batch: Batch, *, with_routing: bool = False
-) -> tuple[Array, Any]:
-  """The states [G, S, D] of all tokens, rows end to end, and what routers did, if asked."""
+def hidden(model: Model, params: Params, batch: Batch) -> tuple[States, Any]:
+  """The states of all tokens, and what routers did, if there are any."""
   tokens = tuple(rows.tokens for rows in batch.rows)
-  layout = tuple(rows.layout for rows in batch.rows)
-  if not with_routing:
-    return _flat(model.hidden(params, tokens, layout)), None
-  states, routing = model.hidden_with_aux(params, tokens, layout)
-  return _flat(states), routing
+  return model.states(params, tokens, tuple(rows.layout for rows in batch.rows))
 
 
 def head(

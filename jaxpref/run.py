@@ -68,11 +68,6 @@ def train(
     NotFinite: too many steps in a row were lost; the last checkpoint stays.
     Preempted: SIGTERM came; the step that it came in is finished and saved.
   """
-  if config.mesh.context != 1:
-    raise ValueError(
-      f'config.mesh.context={config.mesh.context}: rows are not divided over devices yet; '
-      'leave it at 1 and use mesh.data, mesh.fsdp and mesh.tensor'
-    )
   devices = jax.devices()
   if config.rewards and not 0 <= config.rollout.devices < len(devices):
     raise ValueError(

@@ -1,9 +1,9 @@
 """The mesh, and where every array lives on it.
 
 Axes are `(data, fsdp, context, tensor)`; an unused axis has size 1. Data groups G go over data x
-fsdp, so packing, gathering and scattering never leave a shard. Parameters get their PartitionSpecs
-from path rules: the first rule whose pattern matches wins, and a path that none matches is an
-error.
+fsdp, so packing and scattering never leave a shard; `context` divides a group's rows further.
+Parameters get their PartitionSpecs from path rules: the first rule whose pattern matches wins, and
+a path that none matches is an error.
 """
 
 import re
@@ -114,5 +114,9 @@ def params_sharding(mesh: Mesh, params: Params, rules: Rules = PARAMS) -> Params
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """For a `Batch`: arrays [M, G, ...], G over data x fsdp."""
+  """For a `Batch`: arrays [M, G, ...], G over data x fsdp.
+
+  Rows are whole on all devices of `context`: the masks of each need the ids of all keys, a few
+  integers a token. What is computed of them is divided (models/context.py).
+  """
   return NamedSharding(mesh, P(None, GROUPS))

@@ -42,6 +42,7 @@ def digest(prompts, completions, records):
 def online(
   objective='grpo()',
   *,
+  model=MODEL,
   reward=digest,
   advantages='group_baseline()',
   samples=4,
@@ -54,7 +55,7 @@ def online(
   sampler = Sampler(MODEL, prompts(count), samples, T, stop_ids=STOP)
   scorer = Scorer([Term(reward)], TOKENIZER, 10.0, missing_eos)
   estimator = estimators.parse(advantages)
-  return Online(MODEL, parse(objective), sampler, scorer, estimator, rounds, **options)
+  return Online(model, parse(objective), sampler, scorer, estimator, rounds, **options)
 
 
 def flat(batch, name):

@@ -52,7 +52,6 @@ def tiny(**changes) -> ConfigDict:
     ({'batch.size': 9, 'batch.microbatches': 2}, 'multiple of microbatches'),
     ({'checkpoint.keep_best': 'eval/loss'}, 'eval/loss min'),
     ({'mesh.data': 3}, 'devices'),
-    ({'mesh.context': 2}, 'not divided over devices yet'),
   ],
 )
 def test_mistakes_are_named_before_anything_runs(tmp_path, changes, message):

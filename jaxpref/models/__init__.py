@@ -3,6 +3,7 @@
 from jaxpref.models.adapted import Adapted, adapt
 from jaxpref.models.attention import Branches, Cache
 from jaxpref.models.config import Config
+from jaxpref.models.context import States, fold, unfold
 from jaxpref.models.experts import Routing
 from jaxpref.models.hf import load_hf, save_hf
 from jaxpref.models.layers import linear
@@ -23,7 +24,9 @@ __all__ = [
   'Model',
   'Rope',
   'Routing',
+  'States',
   'adapt',
+  'fold',
   'grouped',
   'init',
   'linear',
@@ -31,4 +34,5 @@ __all__ = [
   'mask_layout',
   'preset',
   'save_hf',
+  'unfold',
 ]

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from jaxpref.models.attention import Branches, checked_fill, visible
+from jaxpref.models.context import Division, States
 from jaxpref.models.model import mask_layout
 from jaxpref.typing import Array, Layout, Params
 
@@ -80,6 +81,11 @@ class Adapted:
   def hidden_with_aux(self, params: Params, tokens, layout):
     """`hidden`, and no routing."""
     return self.hidden(params, tokens, layout), None
+
+  def states(self, params: Params, tokens: tuple, layout: tuple) -> tuple[States, None]:
+    """As `Model.states`; a module's rows are never divided over `context`."""
+    division = Division(tuple((part.shape[1], part.shape[2]) for part in tokens), 1)
+    return States(division.divide(self.hidden(params, tokens, layout)), division), None
 
   def unembed(self, params: Params, states: Array) -> Array:
     """float32 logits [..., V] of states [..., D]."""

@@ -88,41 +88,30 @@ def attend_rows(
 def _forward(form, q, k, v, layout, window):
   outs, sums = [], []
   for start, stop in spans(q.shape[-2]):
-    scores, _ = _scores(form, q, k, layout, window, start, stop)
-    # Not below half the lowest number: all of what padding sees is then 0, with a sum of 0.
-    top = jnp.maximum(scores.max(-1, keepdims=True), 0.5 * _LOWEST)
-    weights = jnp.exp(scores - top)
-    total = jnp.maximum(weights.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
-    out = _product('...qk,...kd->...qd', weights.astype(v.dtype), v[..., :stop, :]) / total
-    outs.append(_apart(out, q, stop - start).astype(q.dtype))
-    sums.append(_apart(top + jnp.log(total), q, stop - start))
+    own, keys = (Layout(*(x[..., at:stop] for x in layout)) for at in (start, 0))
+    queries = q[..., start:stop, :]
+    seen = sees(own, keys, start, window)
+    out, log_sum = block(form, queries, k[..., :stop, :], v[..., :stop, :], seen)
+    outs.append(out)
+    sums.append(log_sum)
   out, log_sums = jnp.concatenate(outs, axis=-2), jnp.concatenate(sums, axis=-2)
   return out, (q, k, v, layout, window, out, log_sums)
 
 
 def _backward(form, kept, given):
   q, k, v, layout, window, out, log_sums = kept
-  inner = jnp.sum(given.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+  inner = inner_product(given, out)
   to_q, to_k, to_v = [], [], []
   length = q.shape[-2]
   for start, stop in spans(length):
-
-    def block(x, start=start, stop=stop):
-      return _together(x[..., start:stop, :], k)
-
-    scores, slope = _scores(form, q, k, layout, window, start, stop)
-    weights = jnp.exp(scores - block(log_sums))
-    above = block(given).astype(v.dtype)
-    of_weights = _product('...qd,...kd->...qk', above, v[..., :stop, :])
-    of_scores = weights * (of_weights - block(inner)) * (slope * form.scalar**-0.5)
-    of_scores = of_scores.astype(k.dtype)
-    to_q.append(
-      _apart(_product('...qk,...kd->...qd', of_scores, k[..., :stop, :]), q, stop - start)
-    )
+    own, keys = (Layout(*(x[..., at:stop] for x in layout)) for at in (start, 0))
+    seen = sees(own, keys, start, window)
+    parts = (x[..., start:stop, :] for x in (q, log_sums, inner, given))
+    of_q, of_k, of_v = block_gradient(form, *parts, k[..., :stop, :], v[..., :stop, :], seen)
     ahead = ((0, 0),) * (k.ndim - 2) + ((0, length - stop), (0, 0))
-    own = block(q).astype(k.dtype)
-    to_k.append(jnp.pad(_product('...qk,...qd->...kd', of_scores, own), ahead))
-    to_v.append(jnp.pad(_product('...qk,...qd->...kd', weights.astype(v.dtype), above), ahead))
+    to_q.append(of_q)
+    to_k.append(jnp.pad(of_k, ahead))
+    to_v.append(jnp.pad(of_v, ahead))
   return (
     jnp.concatenate(to_q, axis=-2).astype(q.dtype),
     functools.reduce(jnp.add, to_k).astype(k.dtype),
@@ -135,18 +124,70 @@ def _backward(form, kept, given):
 attend_rows.defvjp(_forward, _backward)
 
 
-def _scores(form: Form, q, k, layout: Layout, window, start: int, stop: int) -> tuple[Array, Any]:
-  """Scores [..., kv heads, H / kv heads * block, stop] and the slope of their cap."""
-  queries = _together(q[..., start:stop, :], k)
-  raw = _product('...qd,...kd->...qk', queries.astype(k.dtype), k[..., :stop, :])
+def sees(own: Layout, keys: Layout, start: Array | int, window: Array | None) -> Array:
+  """Who sees whom, bool [..., block, C]: queries that stand at key `start` and on."""
+  seen = visible(own, keys, start)
+  return seen if window is None else seen & within(own, keys, window)
+
+
+def block(form: Form, q: Array, k: Array, v: Array, seen: Array) -> tuple[Array, Array]:
+  """What one block of queries gets, [..., H, block, head_dim], and log Σⱼ of it, float32 [..., 1].
+
+  Args:
+    q: [..., H, block, head_dim].
+    k, v: [..., kv heads, C, head_dim].
+    seen: bool [..., block, C].
+  """
+  scores, _ = _scores(form, q, k, seen)
+  # Not below half the lowest number: all of what padding sees is then 0, with a sum of 0.
+  top = jnp.maximum(scores.max(-1, keepdims=True), 0.5 * _LOWEST)
+  weights = jnp.exp(scores - top)
+  total = jnp.maximum(weights.sum(-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+  out = _product('...qk,...kd->...qd', weights.astype(v.dtype), v) / total
+  return _apart(out, q).astype(q.dtype), _apart(top + jnp.log(total), q)
+
+
+def block_gradient(
+  form: Form,
+  q: Array,
+  log_sums: Array,
+  inner: Array,
+  given: Array,
+  k: Array,
+  v: Array,
+  seen: Array,
+) -> tuple[Array, Array, Array]:
+  """float32 cotangents of a block's q, and of the k and v that it met, from that of its output.
+
+  Args:
+    q, k, v, seen: as in `block`.
+    log_sums: what `block` gave.
+    inner: `inner_product` of the output and its cotangent `given`.
+  """
+  own, above = _together(q, k).astype(k.dtype), _together(given, k).astype(v.dtype)
+  scores, slope = _scores(form, q, k, seen)
+  weights = jnp.exp(scores - _together(log_sums, k))
+  of_weights = _product('...qd,...kd->...qk', above, v)
+  of_scores = weights * (of_weights - _together(inner, k)) * (slope * form.scalar**-0.5)
+  of_scores = of_scores.astype(k.dtype)
+  return (
+    _apart(_product('...qk,...kd->...qd', of_scores, k), q),
+    _product('...qk,...qd->...kd', of_scores, own),
+    _product('...qk,...qd->...kd', weights.astype(v.dtype), above),
+  )
+
+
+def inner_product(given: Array, out: Array) -> Array:
+  return jnp.sum(given.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+
+
+def _scores(form: Form, q: Array, k: Array, seen: Array) -> tuple[Array, Any]:
+  """Scores [..., kv heads, H / kv heads * block, C] and the slope of their cap."""
+  raw = _product('...qd,...kd->...qk', _together(q, k).astype(k.dtype), k)
   scores = cap(raw * form.scalar**-0.5, form.limit)
   slope = 1.0 if form.limit is None else 1.0 - jnp.square(scores / form.limit)
-  own, others = (Layout(*(x[..., at:stop] for x in layout)) for at in (start, 0))
-  seen = visible(own, others, start)
-  if window is not None:
-    seen = seen & within(own, others, window)
+  per_head = (*scores.shape[:-2], -1, *seen.shape[-2:])
   seen = seen[..., None, None, :, :]
-  per_head = (*scores.shape[:-2], -1, stop - start, stop)
   scores = jnp.where(seen, scores.reshape(per_head), _LOWEST).reshape(scores.shape)
   return scores, slope
 
@@ -156,9 +197,9 @@ def _together(x: Array, k: Array) -> Array:
   return x.reshape(*x.shape[:-3], k.shape[-3], -1, x.shape[-1])
 
 
-def _apart(x: Array, q: Array, size: int) -> Array:
-  """`_together` undone: [..., H, size, n]."""
-  return x.reshape(*q.shape[:-2], size, x.shape[-1])
+def _apart(x: Array, q: Array) -> Array:
+  """`_together` undone: [..., H, block, n]."""
+  return x.reshape(*q.shape[:-1], x.shape[-1])
 
 
 _product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jaxpref.models import context
 from jaxpref.models.attention import (
   Branched,
   Branches,
@@ -25,6 +26,7 @@ from jaxpref.models.attention import (
 from jaxpref.models.blocked import Flat, Form
 from jaxpref.models.config import Config
 from jaxpref.models.decoder import LAYER_INPUT, Decoder
+from jaxpref.models.experts import Routing
 from jaxpref.typing import Array, Layout, Params
 
 # Policies of jax.checkpoint_policies that need no further argument, and two of our own.
@@ -94,13 +96,27 @@ class Model:
   def hidden_with_aux(self, params: Params, tokens, layout):
     """`hidden` without a cache, and what the routers did: a `Routing`, None without experts."""
     if isinstance(tokens, tuple):
-      for part, part_layout in zip(tokens, layout, strict=True):
-        _check_tokens(part, part_layout, ranks=(3,))
-      return _hidden_rows(self, params, tokens, layout)
+      states, routing = self.states(params, tokens, layout)
+      return states.rows(), routing
     _check_tokens(tokens, layout, ranks=(2, 3))
     rows = jax.tree.map(lambda x: x if x.ndim == 3 else x[None], (tokens, layout))
-    (states,), routing = _hidden_rows(self, params, *((part,) for part in rows))
-    return states.reshape(*tokens.shape, -1), routing
+    found, routing = self.states(params, *((part,) for part in rows))
+    return found.rows()[0].reshape(*tokens.shape, -1), routing
+
+  def states(
+    self, params: Params, tokens: tuple[Array, ...], layout: tuple[Layout, ...]
+  ) -> tuple[context.States, Routing | None]:
+    """`hidden_with_aux` of rows that stay where they are computed: divided over `context`."""
+    for part, part_layout in zip(tokens, layout, strict=True):
+      _check_tokens(part, part_layout, ranks=(3,))
+    shapes = tuple((part.shape[1], part.shape[2]) for part in tokens)
+    division = context.Division(shapes, context.shards())
+    states, routing = _hidden_rows(self, division, params, tokens, layout)
+    if routing is not None:  # sums over tokens, so those of a group's parts are added up
+      routing = jax.tree.map(
+        lambda x: x.reshape(x.shape[0], -1, division.parts, *x.shape[2:]).sum(2), routing
+      )
+    return context.States(states, division), routing
 
   def unembed(self, params: Params, states: Array) -> Array:
     """float32 logits [..., V] of states [..., D]."""
@@ -161,15 +177,22 @@ class Model:
 
 
 # Under jit of their own, or a call outside of jit would compile the scan anew every time.
-@functools.partial(jax.jit, static_argnums=0, inline=True)
-def _hidden_rows(model: Model, params, tokens: tuple[Array, ...], layouts: tuple[Layout, ...]):
-  flat, layout = _end_to_end(tokens), Layout(*map(_end_to_end, zip(*layouts, strict=True)))
-  attention = Flat(_form(model.config), layouts)
+@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+def _hidden_rows(
+  model: Model,
+  division: context.Division,
+  params: Params,
+  tokens: tuple[Array, ...],
+  layouts: tuple[Layout, ...],
+):
+  flat = division.divide(tokens)
+  layout = Layout(*map(division.divide, zip(*layouts, strict=True)))
+  form = _form(model.config)
+  attention: Callable = Flat(form, layouts)
+  if division.parts > 1:
+    attention = context.Divided(form, division, layouts)
   states, _, routing = _run(model, params, flat, layout, attention, None)
-  ends = np.cumsum([part.shape[1] * part.shape[2] for part in tokens])
-  parts = jnp.split(states, ends[:-1], axis=1)
-  shaped = (x.reshape(*part.shape, x.shape[-1]) for x, part in zip(parts, tokens, strict=True))
-  return tuple(shaped), routing
+  return states, routing
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -244,10 +267,6 @@ def _structure(config: Config):
   module = nnx.eval_shape(lambda: Decoder(config, jax.random.key(0)))
   graphdef, state = nnx.split(module)
   return graphdef, nnx.to_pure_dict(state)
-
-
-def _end_to_end(parts: tuple[Array, ...]) -> Array:
-  return jnp.concatenate([part.reshape(part.shape[0], -1) for part in parts], axis=1)
 
 
 def _flat_paths(tree: Params) -> list[tuple[list[str], Array]]:

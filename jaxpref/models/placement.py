@@ -57,10 +57,11 @@ def grouped(x: Array) -> Array:
   """Holds activations [G, ...] to their groups' devices under `jax.set_mesh`; else does nothing.
 
   FSDP keeps weights in pieces. Left alone, the compiler may gather activations over all devices to
-  meet them there; groups are to stay where they are, and weights to come to them.
+  meet them there; groups are to stay where they are, and weights to come to them. Parts of divided
+  rows (see `context`) are groups of their own.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.axis_names)
+  axes = tuple(axis for axis in ('data', 'fsdp', 'context') if axis in mesh.axis_names)
   if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
     return x
   free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 2)
