@@ -96,6 +96,7 @@ def default() -> ml_collections.ConfigDict:
   opt.clip = 1.0  # global norm of the gradient; 0: no clipping
 
   c.mesh = mesh = ml_collections.ConfigDict()
+  mesh.slices = 1  # that slow links join; the sizes below are those within one, data multiplies
   mesh.data = 1  # replicas of the parameters
   mesh.fsdp = -1  # shards of parameters and batch; -1: all devices that are left
   mesh.context = 1  # parts of every row, for long ones; sampling does not divide them

@@ -44,25 +44,52 @@ def make_mesh(
 ) -> Mesh:
   """A mesh over `devices` (default: all); `sizes` by axis, one may be -1 (what is left).
 
+  `sizes['slices']` counts groups of devices that slow links join (slices of TPUs): the others are
+  the sizes within one, and `data` grows by that factor, slice after slice, as in jax's
+  `create_hybrid_device_mesh`. So gradients alone cross between slices.
+
   Raises:
     ValueError: unknown axis, or sizes that do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
   given = dict(sizes or {'data': -1})
+  count = given.pop('slices', 1)
   unknown = set(given) - set(AXES)
   if unknown:
     raise ValueError(f'unknown mesh axes {sorted(unknown)}; the axes are {AXES}')
+  slices = _slices(devices, count)
+  own = len(slices[0])
   shape = [given.get(axis, 1) for axis in AXES]
   rest = int(np.prod([s for s in shape if s != -1]))
-  if shape.count(-1) > 1 or (-1 in shape and len(devices) % rest):
-    raise ValueError(f'mesh {given}: at most one -1, and {rest} must divide {len(devices)} devices')
-  shape = [len(devices) // rest if s == -1 else s for s in shape]
-  if int(np.prod(shape)) != len(devices):
+  if shape.count(-1) > 1 or (-1 in shape and own % rest):
+    raise ValueError(f'mesh {given}: at most one -1, and {rest} must divide {own} devices')
+  shape = [own // rest if s == -1 else s for s in shape]
+  if int(np.prod(shape)) != own:
     raise ValueError(
-      f'mesh {dict(zip(AXES, shape, strict=True))} needs {np.prod(shape)} devices; '
-      f'there are {len(devices)}'
+      f'mesh {dict(zip(AXES, shape, strict=True))} needs {np.prod(shape)} devices; there are {own}'
+      + (f' in each of {count} slices' if count > 1 else '')
     )
-  return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  array = np.concatenate([np.array(one).reshape(shape) for one in slices])
+  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:
+  """The devices of each of `count` slices; where they do not tell, those that follow another."""
+  if count == 1:
+    return [list(devices)]
+  found: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    found.setdefault(getattr(device, 'slice_index', 0), []).append(device)
+  slices = [found[index] for index in sorted(found)]
+  if len(slices) == 1 and count > 0 and len(devices) % count == 0:
+    own = len(devices) // count
+    slices = [list(devices[i : i + own]) for i in range(0, len(devices), own)]
+  if len(slices) != count or len({len(one) for one in slices}) > 1:
+    raise ValueError(
+      f'mesh.slices={count}: there are {len(devices)} devices in slices of '
+      f'{[len(one) for one in slices]}; give the number of equal slices'
+    )
+  return slices
 
 
 def groups(mesh: Mesh) -> int:

@@ -1,5 +1,6 @@
 """Eight devices on any mesh are one: losses and gradients of every step, parameters after ten."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from jax.experimental import mesh_utils
 
 from jaxpref import hosts, models, sharding
 from jaxpref.data.batches import Batches
@@ -158,3 +160,36 @@ def test_under_adam_losses_are_those_of_one_device(name):
   """Its update is a sign where gradients vanish, so parameters may differ by a step there."""
   one, many = (run(name, shape, 'adamw', 5)[0] for shape in ((1, 1, 1, 1), (2, 2, 1, 2)))
   np.testing.assert_allclose([x for x, _ in many], [x for x, _ in one], rtol=1e-4, atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Device:
+  """What jax asks a device of a multi-slice TPU job."""
+
+  id: int
+  slice_index: int
+  process_index: int = 0
+  platform: str = 'cpu'
+  device_kind: str = 'stand-in'
+
+
+def test_slices_are_arranged_as_jax_arranges_them():
+  devices = [Device(i, slice_index=i % 2) for i in range(16)]
+  found = sharding.make_mesh({'slices': 2, 'data': 2, 'fsdp': -1, 'tensor': 2}, devices)
+  theirs = mesh_utils.create_hybrid_device_mesh((2, 2, 1, 2), (2, 1, 1, 1), devices)
+  assert dict(found.shape) == {'data': 4, 'fsdp': 2, 'context': 1, 'tensor': 2}
+  assert [d.id for d in found.devices.flat] == [d.id for d in theirs.flat]
+  for slice_, part in enumerate(np.split(found.devices, 2)):  # only data crosses
+    assert {device.slice_index for device in part.flat} == {slice_}
+  with pytest.raises(ValueError, match=r'slices=4: there are 16 devices in slices of \[8, 8\]'):
+    sharding.make_mesh({'slices': 4, 'fsdp': -1}, devices)
+
+
+def test_devices_that_know_no_slices_are_taken_in_their_order():
+  found = sharding.make_mesh({'slices': 2, 'data': 1, 'fsdp': 2, 'tensor': 2})
+  assert dict(found.shape) == {'data': 2, 'fsdp': 2, 'context': 1, 'tensor': 2}
+  assert list(found.devices.flat) == jax.devices()
+  with pytest.raises(ValueError, match='needs 8 devices; there are 4 in each of 2 slices'):
+    sharding.make_mesh({'slices': 2, 'fsdp': 8})
+  with pytest.raises(ValueError, match='slices=3: there are 8'):
+    sharding.make_mesh({'slices': 3, 'fsdp': -1})
