@@ -21,6 +21,7 @@ def default() -> ml_collections.ConfigDict:
   c.remat = (
     ''  # '': keep activations; 'full', 'offload' or a jax.checkpoint policy: compute them again
   )
+  c.attention = 'auto'  # within rows: 'kernel' (Pallas, TPU) or 'blocked'; 'auto': by platform
   c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy);
   # with rewards it is always live
   c.reference_sync = sync = ml_collections.ConfigDict()  # TR-DPO: a live reference that follows
@@ -110,6 +111,7 @@ def default() -> ml_collections.ConfigDict:
   c.checkpoint.every = 0  # steps; 0: only at the end
   c.checkpoint.keep_last = 2
   c.checkpoint.keep_best = ''  # such as 'eval/rewards/accuracies max'
+  c.profile = ()  # (first step, how many): their xprof trace goes to <workdir>/profile; (): none
   c.log = ml_collections.ConfigDict()
   c.log.every = 1  # steps between lines of metrics.jsonl
   c.log.tensorboard = True

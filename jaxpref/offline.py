@@ -14,7 +14,7 @@ from jaxpref import data, hosts, sharding
 from jaxpref.data.batches import Batches, Packing
 from jaxpref.evals.heldout import heldout
 from jaxpref.log_probs import DIVERGENCES, FIELDS, REWARDS
-from jaxpref.models import Model
+from jaxpref.models import ATTENTION, Model
 from jaxpref.objectives import Objective
 from jaxpref.train import anchor, normalisation, policy
 from jaxpref.train.feed import Feed, Opened
@@ -94,9 +94,20 @@ def prepare(
 
 
 def describe(config: ConfigDict, tokenizer: data.Tokenizer) -> Model:
-  """The model of `config`, with its dtype and what it keeps for the gradient."""
+  """The model of `config`, with its dtype, how it attends and what it keeps for the gradient."""
+  if config.attention not in ('auto', *ATTENTION):
+    known = ', '.join(ATTENTION)
+    raise ValueError(f"config.attention must be 'auto' or one of {known}, got {config.attention!r}")
+  if config.attention == 'kernel' and jax.default_backend() != 'tpu':
+    raise ValueError(
+      f"config.attention='kernel' is for TPUs, this is {jax.default_backend()}; leave it at 'auto'"
+    )
+  if config.attention == 'kernel' and config.mesh.context != 1:
+    raise ValueError("config.attention='kernel' reads whole rows; set config.mesh.context=1")
   return policy.describe(config.model, tokenizer).replace(
-    dtype=None if config.dtype == 'auto' else config.dtype, remat=config.remat or None
+    dtype=None if config.dtype == 'auto' else config.dtype,
+    remat=config.remat or None,
+    attention=ATTENTION.get(config.attention),
   )
 
 

@@ -230,7 +230,9 @@ def with_critic(actor: Model, spec: str, tokenizer: data.Tokenizer) -> ActorCrit
   """The policy and the critic that `rollout.critic` calls `spec`."""
   if spec == SHARED:
     return ActorCritic(actor, policy.scored(actor), shared=True)
-  critic = policy.describe(spec, tokenizer).replace(dtype=actor.dtype, remat=actor.remat)
+  critic = policy.describe(spec, tokenizer).replace(
+    dtype=actor.dtype, remat=actor.remat, attention=actor.attention
+  )
   check_critic(spec, critic, tokenizer)
   return ActorCritic(actor, policy.scored(critic))
 

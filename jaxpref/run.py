@@ -36,6 +36,8 @@ from jaxpref.train.host_log import HostLog
 from jaxpref.train.loop import Run, fit
 from jaxpref.train.optimizer import Optimizer, Scalars
 from jaxpref.train.preemption import Notice
+from jaxpref.train.profiler import Profiler
+from jaxpref.train.programs import keep_programs
 from jaxpref.train.progress import open_progress
 from jaxpref.train.state import TrainState, init_state
 from jaxpref.train.step import Hparams, make_step, reported
@@ -79,6 +81,7 @@ def train(
       f'config.rollout.devices={config.rollout.devices} with {jax.process_count()} processes: '
       'devices that only sample must belong to the one process; set it to 0'
     )
+  keep_programs()
   kept = len(devices) - (config.rollout.devices if config.rewards else 0)
   mesh = sharding.make_mesh(config.mesh.to_dict(), devices[:kept])
   console = console or rich.console.Console()
@@ -100,6 +103,7 @@ def _train(
   objective = parse(config.objective, imports=tuple(config.imports))
   optimizer = Optimizer(config.optimizer.name, tuple(config.freeze), config.optimizer.dtype)
   keep_best = parse_keep_best(config.checkpoint.keep_best)
+  profiler = open_profiler(config, Path(workdir))
   sync = anchor.reference_sync(config)
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
   prepare = online.prepare if config.rewards else offline.prepare
@@ -181,6 +185,7 @@ def _train(
     save_every=config.checkpoint.every,
     max_nonfinite=config.max_nonfinite,
     origin=feed.origin,
+    profiler=profiler,
   )
   try:
     state = fit(run, state)
@@ -189,12 +194,23 @@ def _train(
     if finish:
       finish(state, folder.path)
   finally:
+    if profiler:
+      profiler.close()
     progress.close()
     writers.close()
     checkpoints.close()
   console.print(f'trained {steps} steps; everything is in {folder.path}')
   metrics = evaluate.metrics if evaluate else {}
   return Trained(policy_of(model), policy_params(state.params), tokenizer, state, metrics)
+
+
+def open_profiler(config: ConfigDict, workdir: Path) -> Profiler | None:
+  """The profiler that `config.profile` asks for."""
+  if not config.profile:
+    return None
+  if len(config.profile) != 2:
+    raise ValueError(f'config.profile must be (first step, how many), got {config.profile}')
+  return Profiler(workdir / 'profile', *map(int, config.profile))
 
 
 def parse_keep_best(text: str) -> tuple[str, str] | None:
@@ -235,10 +251,12 @@ def summarise(console, config, feed: Feed, shapes: Params, mesh) -> None:
   """What is about to run, in a few lines."""
   count = sum(x.size for x in jax.tree.leaves(shapes))
   axes = ' '.join(f'{axis}={size}' for axis, size in mesh.shape.items() if size > 1) or '1 device'
-  dtype = np.dtype(policy_of(feed.model).dtype).name
+  model = policy_of(feed.model)
+  dtype = np.dtype(model.dtype).name
   for line in (
     f'objective  {config.objective}',
-    f'model      {config.model}: {count / 1e6:,.1f} M parameters, {dtype} on {axes}',
+    f'model      {config.model}: {count / 1e6:,.1f} M parameters, {dtype} on {axes}, '
+    f'{"divided" if mesh.shape["context"] > 1 else model.attention_name} attention',
     *feed.summary,
   ):
     console.print(line, soft_wrap=True, markup=False, highlight=False)

@@ -14,6 +14,7 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['MPLBACKEND'] = 'Agg'
 os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['JAX_ENABLE_COMPILATION_CACHE'] = '0'  # a test measures what it compiles
 os.environ['JAXPREF_CACHE'] = tempfile.mkdtemp(prefix='jaxpref-tests-')
 
 DEVICES = '--xla_force_host_platform_device_count=8'

@@ -156,3 +156,27 @@ def test_a_loss_that_wants_pairs_says_so(parts):
   run.hparams = Hparams(dpo(), SCALARS)
   with pytest.raises(ValueError, match='ref_logps'):
     fit(run, state)
+
+
+class Watch:
+  """In a profiler's place: which steps it was told of, and whether their results were there."""
+
+  def __init__(self):
+    self.told = []
+
+  def before(self, step):
+    self.told.append(('before', step))
+
+  def after(self, step, results):
+    self.told.append(('after', step, 'loss' in results))
+
+
+def test_a_profiler_hears_of_every_step_and_changes_none(parts):
+  losses = []
+  for watch in (None, Watch()):
+    batches = Batches(random_pairs(20, seed=1), 8, seed=0)
+    run, state = start(parts, 2, source=Offline(batches, 2), profiler=watch)
+    fit(run, state)
+    losses.append([line['loss'] for _, line in run.writers.lines])
+  assert losses[0] == losses[1]
+  assert watch.told == [('before', 1), ('after', 1, True), ('before', 2), ('after', 2, True)]

@@ -41,6 +41,7 @@ from jaxpref.models import Model
 from jaxpref.objectives import Metric, Objective, parse, reduce_metrics
 from jaxpref.train import anchor, policy
 from jaxpref.train.checkpoint import Checkpoints
+from jaxpref.train.programs import keep_programs
 from jaxpref.train.reference import Table
 from jaxpref.train.step import make_fields, reported
 from jaxpref.train.workdir import read_config
@@ -102,6 +103,7 @@ def main(argv: Sequence[str]) -> int:
     else:  # the reference goes before the policy comes: memory has to hold one of them only
       dtype = None if config.dtype == 'auto' else config.dtype
       tables['ref_logps'] = tabulate(own, tokenizer, dtype, dataset, mesh)
+  keep_programs()
   model, params = load_model(own, tokenizer)
   size = own.batch_size or config.batch.size
   found = evaluate(model, params, objective, dataset, tables, size, mesh, live)

@@ -24,6 +24,7 @@ from rich.text import Text
 from jaxpref.generation import Completion, Prompt, stream
 from jaxpref.sampling import Sampling
 from jaxpref.train import policy
+from jaxpref.train.programs import keep_programs
 
 
 def define_flags() -> flags.FlagValues:
@@ -68,6 +69,7 @@ def main(argv: Sequence[str]) -> int:
   sampling = Sampling(own.temperature, own.top_k, own.top_p, own.min_p)
   tokenizer = policy.find_tokenizer(own.model, own.tokenizer)
   policy.check_writes(own.model, policy.describe(own.model, tokenizer))
+  keep_programs()
   model, params = policy.load(own.model, tokenizer)
   completions = stream(
     model,

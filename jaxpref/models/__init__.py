@@ -7,12 +7,13 @@ from jaxpref.models.context import States, fold, unfold
 from jaxpref.models.experts import Routing
 from jaxpref.models.hf import load_hf, save_hf
 from jaxpref.models.layers import linear
-from jaxpref.models.model import Model, init, mask_layout
+from jaxpref.models.model import ATTENTION, Model, init, mask_layout
 from jaxpref.models.placement import grouped
 from jaxpref.models.presets import PRESETS, preset
 from jaxpref.models.rope import LinearScaling, Llama3Scaling, LongScaling, Rope
 
 __all__ = [
+  'ATTENTION',
   'PRESETS',
   'Adapted',
   'Branches',

@@ -7,6 +7,7 @@ is ever held.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -39,12 +40,12 @@ class Flat:
   """Attention within packed rows whose tokens lie end to end, S = sum of R * L over the layouts.
 
   Args:
-    form: of the attention.
+    attend: `attend_rows` of this file or another, its form given.
     layouts: one for each row length, int32 [G, R, L].
   """
 
-  def __init__(self, form: Form, layouts: tuple[Layout, ...]):
-    self.form, self.layouts = form, layouts
+  def __init__(self, attend: Callable, layouts: tuple[Layout, ...]):
+    self.attend, self.layouts = attend, layouts
 
   def __call__(self, q, k, v, window, index, memory):
     """q [G, S, H, head_dim], k and v [G, S, kv heads, head_dim] -> [G, S, H, head_dim]."""
@@ -56,7 +57,7 @@ class Flat:
         x[:, start:stop].reshape(groups, rows, length, *x.shape[2:]).swapaxes(2, 3)
         for x in (q, k, v)
       )
-      out = attend_rows(self.form, *parts, layout, window).swapaxes(2, 3)
+      out = self.attend(*parts, layout, window).swapaxes(2, 3)
       outs.append(out.reshape(groups, rows * length, *q.shape[2:]))
       start = stop
     return jnp.concatenate(outs, axis=1) if len(outs) > 1 else outs[0], memory

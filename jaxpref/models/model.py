@@ -6,14 +6,14 @@ leading layer axis). Nothing beyond `models/` knows flax.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxpref.models import context
+from jaxpref.models import blocked, context, kernel
 from jaxpref.models.attention import (
   Branched,
   Branches,
@@ -38,10 +38,20 @@ REMAT = (
   'dots_with_no_batch_dims_saveable',
 )
 
+# Ways to attend within packed rows; all compute the same.
+ATTENTION: Mapping[str, Callable] = {
+  'blocked': blocked.attend_rows,  # plain XLA, anywhere
+  'kernel': kernel.attend_rows,  # Pallas, on TPUs
+}
+
 
 def default_dtype() -> np.dtype:
   """Of computation: float32 on CPU, bfloat16 on accelerators."""
   return jnp.dtype('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+
+
+def default_attention() -> Callable:
+  return ATTENTION['kernel' if jax.default_backend() == 'tpu' else 'blocked']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,17 +66,30 @@ class Model:
       the rest again; 'offload' does too, and moves that input to the host's memory meanwhile; else
       a policy of `jax.checkpoint_policies` by name (see `REMAT`), such as
       'dots_with_no_batch_dims_saveable': outputs of projections are kept, attention is not.
+    attention: how tokens attend within rows: one of `ATTENTION`, or `blocked.attend_rows`'s like.
+      None: `default_attention()`. Sampling, which reads a cache, attends in its own way, and so do
+      rows that are divided over devices (see `context`).
   """
 
   config: Config
   dtype: np.dtype | None = None
   remat: str | None = None
+  attention: Callable | None = None
 
   def __post_init__(self):
+    if self.attention is None:
+      object.__setattr__(self, 'attention', default_attention())
     dtype = default_dtype() if self.dtype is None else jnp.dtype(self.dtype)
     object.__setattr__(self, 'dtype', dtype)
     if self.remat is not None and self.remat not in REMAT:
       raise ValueError(f'remat must be None or one of {REMAT}, got {self.remat!r}')
+
+  @property
+  def attention_name(self) -> str:
+    """In `ATTENTION`; a function of one's own has its own."""
+    assert self.attention is not None
+    found = [name for name, attend in ATTENTION.items() if attend is self.attention]
+    return found[0] if found else self.attention.__name__
 
   def replace(self, **changes) -> 'Model':
     return dataclasses.replace(self, **changes)
@@ -188,7 +211,8 @@ def _hidden_rows(
   flat = division.divide(tokens)
   layout = Layout(*map(division.divide, zip(*layouts, strict=True)))
   form = _form(model.config)
-  attention: Callable = Flat(form, layouts)
+  assert model.attention is not None
+  attention: Callable = Flat(functools.partial(model.attention, form), layouts)
   if division.parts > 1:
     attention = context.Divided(form, division, layouts)
   states, _, routing = _run(model, params, flat, layout, attention, None)

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -66,3 +66,43 @@ def grouped(x: Array) -> Array:
     return x
   free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 2)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *free, None))
+
+
+def mesh_size(*axes: str) -> int:
+  """Over how many devices these axes of the mesh that is set go; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[axis] for axis in axes if axis in mesh.axis_names)
+
+
+def divided(
+  kernel: Callable, operands: Sequence[Array], rest: Any, ranks: Sequence[int]
+) -> tuple[Array, ...]:
+  """`kernel(*operands, *rest)` with each device's own groups and heads under `jax.set_mesh`.
+
+  The compiler cannot divide a custom call: left alone, every device would do all of it.
+
+  Args:
+    operands: [G, R, heads, ...].
+    rest: a pytree of arrays [G, ...] and scalars.
+    ranks: of what comes back, arrays [G, R, heads, ...].
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not mesh.axis_names:
+    return kernel(*operands, *rest)
+  groups = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.axis_names)
+  groups = groups if operands[0].shape[0] % mesh_size(*groups) == 0 else ()
+  even = all(x.shape[2] % mesh_size('tensor') == 0 for x in operands)
+  heads = 'tensor' if 'tensor' in mesh.axis_names and even else None
+
+  def spec(rank: int) -> PartitionSpec:
+    return PartitionSpec(*(groups or None, None, heads, *(None,) * rank)[:rank])
+
+  rest_specs = jax.tree.map(
+    lambda x: PartitionSpec(groups or None) if x.ndim else PartitionSpec(), rest
+  )
+  return jax.shard_map(
+    kernel,
+    in_specs=(*(spec(x.ndim) for x in operands), *rest_specs),
+    out_specs=tuple(map(spec, ranks)),
+    check_vma=False,  # a custom call does not say over which axes its results vary
+  )(*operands, *rest)

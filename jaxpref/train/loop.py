@@ -17,6 +17,7 @@ from absl import logging
 from jaxpref.data.batches import Batches, stream
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.preemption import Preempted
+from jaxpref.train.profiler import Profiler
 from jaxpref.train.progress import Bar, Lines
 from jaxpref.train.state import TrainState
 from jaxpref.train.step import Hparams
@@ -74,6 +75,7 @@ class Run:
     saved).
     max_nonfinite: steps in a row that may fail before the run stops.
     origin: names an example of the data set by its index, for error messages.
+    profiler: traces some of the steps.
   """
 
   step: Step
@@ -95,6 +97,7 @@ class Run:
   save_every: int = 0
   max_nonfinite: int = 3
   origin: Callable[[int], str] = '#{}'.format
+  profiler: Profiler | None = None
 
 
 def fit(run: Run, state: TrainState) -> TrainState:
@@ -115,7 +118,12 @@ def fit(run: Run, state: TrainState) -> TrainState:
     todo, said = work(batch), run.source.report()
     clock.waited()
     _announce(run, batch, shapes)
-    state, metrics = run.step(state, run.place(batch), run.hparams)
+    if run.profiler:
+      run.profiler.before(n + 1)
+    with jax.profiler.StepTraceAnnotation('step', step_num=n + 1):
+      state, metrics = run.step(state, run.place(batch), run.hparams)
+    if run.profiler:
+      run.profiler.after(n + 1, metrics)
     if pending is not None:
       _report(run, clock, *pending)
     pending = (n + 1, metrics, todo, said)

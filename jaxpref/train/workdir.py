@@ -25,7 +25,7 @@ from absl import logging
 
 # May differ when a run resumes: what is reported and kept, and what moves results by rounding only
 # (where and in which pieces the same step is computed).
-FREE = ('log', 'eval', 'checkpoint', 'mesh', 'remat', 'batch.microbatches')
+FREE = ('log', 'eval', 'checkpoint', 'mesh', 'remat', 'attention', 'profile', 'batch.microbatches')
 # May grow, to train for longer.
 GROWING = ('steps', 'epochs')
 
