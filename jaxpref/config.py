@@ -114,6 +114,9 @@ def default() -> ml_collections.ConfigDict:
   c.profile = ()  # (first step, how many): their xprof trace goes to <workdir>/profile; (): none
   c.log = ml_collections.ConfigDict()
   c.log.every = 1  # steps between lines of metrics.jsonl
+  c.log.stuck = (
+    10.0  # times the median that a part of a step may take; then its host is named, 0: never
+  )
   c.log.tensorboard = True
   c.log.wandb = ''  # a Weights & Biases project
   c.log.entropy = False  # the policy's entropy in training too (evaluation always reports it)

@@ -42,6 +42,7 @@ from jaxpref.train.progress import open_progress
 from jaxpref.train.state import TrainState, init_state
 from jaxpref.train.step import Hparams, make_step, reported
 from jaxpref.train.throughput import peak_flops, train_flops
+from jaxpref.train.watchdog import Watchdog
 from jaxpref.train.workdir import Workdir, open_workdir
 from jaxpref.train.writers import open_writers
 from jaxpref.typing import Params
@@ -104,7 +105,7 @@ def _train(
   optimizer = Optimizer(config.optimizer.name, tuple(config.freeze), config.optimizer.dtype)
   keep_best = parse_keep_best(config.checkpoint.keep_best)
   profiler = open_profiler(config, Path(workdir))
-  sync = anchor.reference_sync(config)
+  sync, watchdog = anchor.reference_sync(config), Watchdog(config.log.stuck)
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
   prepare = online.prepare if config.rewards else offline.prepare
   feed = hosts.together(lambda: prepare(config, objective, tokenizer, mesh, console))
@@ -188,7 +189,8 @@ def _train(
     profiler=profiler,
   )
   try:
-    state = fit(run, state)
+    with watchdog as watch:
+      state = fit(dataclasses.replace(run, watch=watch), state)
     if evaluate and not evaluate.metrics:  # the run had ended before
       evaluate(state)
     if finish:

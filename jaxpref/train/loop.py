@@ -76,6 +76,7 @@ class Run:
     max_nonfinite: steps in a row that may fail before the run stops.
     origin: names an example of the data set by its index, for error messages.
     profiler: traces some of the steps.
+    watch: is told of each part of a step as it begins, see `watchdog`.
   """
 
   step: Step
@@ -98,6 +99,7 @@ class Run:
   max_nonfinite: int = 3
   origin: Callable[[int], str] = '#{}'.format
   profiler: Profiler | None = None
+  watch: Callable[[str, int], None] = lambda part, step: None
 
 
 def fit(run: Run, state: TrainState) -> TrainState:
@@ -114,10 +116,11 @@ def fit(run: Run, state: TrainState) -> TrainState:
   evaluated: dict[str, float] = {}
   clock = _Clock()
   for n in range(start, run.stop):
+    run.watch('data', n + 1)
     batch, carry = run.source.next(n, state.params, carry)
     todo, said = work(batch), run.source.report()
     clock.waited()
-    _announce(run, batch, shapes)
+    run.watch('compilation' if _announce(run, batch, shapes) else 'step', n + 1)
     if run.profiler:
       run.profiler.before(n + 1)
     with jax.profiler.StepTraceAnnotation('step', step_num=n + 1):
@@ -131,6 +134,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
     if run.evaluate and (last or _due(n + 1, run.eval_every)):
       _report(run, clock, *pending)
       pending = None
+      run.watch('evaluation', n + 1)
       evaluated = run.evaluate(state)
       run.writers.write(n + 1, evaluated)
       run.progress.print(f'step {n + 1}  ' + _line(evaluated))
@@ -140,6 +144,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
       if pending is not None:
         _report(run, clock, *pending)
         pending = None
+      run.watch('checkpoint', n + 1)
       run.checkpoints.save(n + 1, run.persist(state._replace(carry=carry)), run.meta, evaluated)
     if stopped:
       if run.checkpoints:
@@ -149,6 +154,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
     _report(run, clock, *pending)
   if run.checkpoints:
     run.checkpoints.wait()
+  run.watch('', run.stop)
   return state._replace(carry=carry)
 
 
@@ -190,18 +196,19 @@ def _report(
       )
 
 
-def _announce(run: Run, batch: Batch, shapes: set[tuple]) -> None:
-  """Says when a batch's shape is new, for it will be compiled."""
+def _announce(run: Run, batch: Batch, shapes: set[tuple]) -> bool:
+  """Says when a batch's shape is new, for it will be compiled; whether it is."""
   rows = tuple(rows.tokens.shape for rows in batch.rows)
   shape = (rows, batch.scored.at.shape)
   if shape in shapes:
-    return
+    return False
   shapes.add(shape)
   sizes = ' + '.join(f'{r[2]} x {r[3]}' for r in rows)
   run.progress.print(
     f'compiling shape {len(shapes)}: rows {sizes}, {shape[1][2]} scored slots, '
     f'{rows[0][0]} microbatches, {rows[0][1]} data groups'
   )
+  return True
 
 
 def _line(metrics: dict[str, float]) -> str:
