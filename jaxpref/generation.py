@@ -6,14 +6,16 @@ have stopped; results do not depend on how often one looks.
 """
 
 import bisect
+import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
+from jaxpref import hosts, sharding
 from jaxpref import sampling as sampler
 from jaxpref.models import Model
 from jaxpref.sampling import PLAIN, Sampling
@@ -68,6 +70,7 @@ def stream(
   stop_ids: Sequence[int] = (),
   batch_size: int = 16,
   check_every: int = 16,
+  mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[Completion]:
   """Yields completions as batches end, shortest prompts first.
 
@@ -85,6 +88,8 @@ def stream(
     stop_ids: more tokens that end a completion.
     batch_size: completions sampled side by side.
     check_every: tokens between two looks for stop strings.
+    mesh: whose groups share the rows, and on which the parameters lie; None: one device. The axis
+      `context` is not used: its devices all do the same.
 
   Raises:
     ValueError: for an empty prompt or stop string, or a prompt too long for the model's positions.
@@ -97,30 +102,42 @@ def stream(
   settings = {'sampling': sampling, 'stop_ids': ends}
   jobs = [(i, k) for i in range(len(prompts)) for k in range(num_samples)]
   jobs.sort(key=lambda job: len(encoded[job[0]]))
-  B = min(batch_size, len(jobs))
+  B, place = min(batch_size, len(jobs)), lambda arrays: arrays
+  if mesh is not None:
+    B = -(-B // sharding.groups(mesh)) * sharding.groups(mesh)
+    over_groups = jax.sharding.NamedSharding(mesh, jax.P(sharding.GROUPS))
+    place = partial(hosts.place, sharding=over_groups)
   for batch in (jobs[at : at + B] for at in range(0, len(jobs), max(B, 1))):
     prompt_tokens, mask = pad_left([encoded[i] for i, _ in batch], B)
     ids, k = np.array([*batch, *[(0, 0)] * (B - len(batch))], np.int32).T
-    decoding = sampler.start(
-      model, params, prompt_tokens, mask, seed=seed, ids=ids, k=k, rollout=rollout,
-      max_new_tokens=max_new_tokens, **settings,
-    )  # fmt: skip
+    prompt_tokens, mask, ids, k = place((prompt_tokens, mask, ids, k))
+    with _on(mesh):
+      decoding = sampler.start(
+        model, params, prompt_tokens, mask, seed=seed, ids=ids, k=k, rollout=rollout,
+        max_new_tokens=max_new_tokens, **settings,
+      )  # fmt: skip
     texts = [partial(decode_after, tokenizer, encoded[i][-1]) for i, _ in batch]
     while True:
       samples = decoding.samples
-      tokens, keep, finished = map(np.array, (samples.tokens, samples.mask, samples.finished))
+      found = hosts.whole((samples.tokens, samples.mask, samples.finished))
+      tokens, keep, finished = map(np.array, found)
       rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
       for row in np.flatnonzero(~finished).tolist() if stop else ():
         finished[row] = find_stop(texts[row](rows[row]), stop) is not None
-      step = int(decoding.step)
+      step = int(hosts.whole(decoding.step))
       if finished.all() or step == max_new_tokens:
         break
-      decoding = decoding._replace(samples=samples._replace(finished=jnp.asarray(finished)))
+      decoding = decoding._replace(samples=samples._replace(finished=place(finished)))
       until = step + check_every if stop else max_new_tokens
-      decoding = sampler.advance(model, params, decoding, until=until, **settings)
-    logps = np.asarray(decoding.samples.logps)
+      with _on(mesh):
+        decoding = sampler.advance(model, params, decoding, until=until, **settings)
+    logps = hosts.whole(decoding.samples.logps)
     for row, job in enumerate(batch):
       yield complete(job, rows[row], logps[row].tolist(), texts[row], stop, ends)
+
+
+def _on(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
+  return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def encode(tokenizer: Any, prompt: Prompt, index: int) -> list[int]:

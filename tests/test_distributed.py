@@ -57,9 +57,9 @@ CASES = {
 
 
 class Programs:
-  """`jaxpref train` in `count` processes, four devices in all."""
+  """A command of `jaxpref` in `count` processes, four devices in all."""
 
-  def __init__(self, count, logs, *arguments, of_one=()):
+  def __init__(self, count, logs, *arguments, of_one=(), command='train'):
     flags = re.sub(r'--xla_force_host_platform_device_count=\d+', '', os.environ['XLA_FLAGS'])
     flags += f' --xla_force_host_platform_device_count={4 // count}'
     with socket.socket() as free:
@@ -70,12 +70,12 @@ class Programs:
     self.running = []
     for i, log in enumerate(self.logs):
       join = (f'--coordinator=127.0.0.1:{port}', f'--processes={count}', f'--process={i}')
-      command = [sys.executable, '-m', 'jaxpref.cli.main', 'train', *arguments]
-      command += [*(join if count > 1 else ()), *(of_one if i else ())]
+      line = [sys.executable, '-m', 'jaxpref.cli.main', command, *arguments]
+      line += [*(join if count > 1 else ()), *(of_one if i else ())]
       with open(log, 'w') as out:
         environment = {**os.environ, 'XLA_FLAGS': flags}
         self.running.append(
-          subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out)
+          subprocess.Popen(line, cwd=ROOT, env=environment, stdout=out, stderr=out)
         )
 
   def said(self):
@@ -191,6 +191,37 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, pairs, tmp_path, c
   workdir = half_done(runs(case, before), tmp_path / 'run')
   train(after, workdir, case, pairs)
   assert_alike(runs(case, 1), workdir)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_generate_and_export_as_one(runs, tmp_path):
+  model = f'--model={runs("dpo", 1)}'
+  made = {}
+  for count in (1, 2):
+    folder = tmp_path / f'{count}'
+    folder.mkdir()
+    for command, arguments in (
+      ('eval', (f'--json={folder}/eval.json',)),
+      ('generate', (
+        '--prompt=red blue', '--prompt=white', '--num_samples=3', '--max_new_tokens=6',
+        f'--output={folder}/texts.jsonl',
+      )),
+      ('export', (f'--output={folder}/hf',)),
+    ):  # fmt: skip
+      programs = Programs(count, tmp_path / 'said', model, *arguments, command=command)
+      assert programs.wait() == [0] * count, programs.said()
+    found = json.loads((folder / 'eval.json').read_text())
+    texts = map(json.loads, (folder / 'texts.jsonl').read_text().splitlines())
+    made[count] = found, list(texts), {x.name: x.read_bytes() for x in (folder / 'hf').iterdir()}
+  (one, texts, files), (other, others, theirs) = made[1], made[2]
+  assert one.keys() == other.keys() and one['metrics'].keys() == other['metrics'].keys()
+  for name, value in one['metrics'].items():
+    assert other['metrics'][name] == pytest.approx(value, rel=1e-5, abs=1e-6), name
+  assert len(texts) == 6
+  for ours, other in zip(texts, others, strict=True):
+    assert other.pop('logp') == pytest.approx(ours.pop('logp'), rel=1e-5)
+    assert ours == other
+  assert files == theirs and 'model.safetensors' in files
 
 
 @pytest.mark.slow

@@ -6,6 +6,9 @@
   jaxpref eval --model=/models/dpo --reference=/models/sft --objective='dpo(beta=0.1)' \
     --data=jsonl:test.jsonl.gz
 
+Several processes evaluate as one, each started with the same flags and --coordinator, --processes
+and --process; process 0 prints and writes.
+
 A workdir brings its own objective, held-out split and reference; flags that are given come first.
 Intervals take prompts as independent. Objectives without a reference need none.
 """
@@ -28,9 +31,10 @@ from rich.progress import track
 from rich.text import Text
 
 from jaxpref import config as config_keys
-from jaxpref import offline, sharding
+from jaxpref import hosts, offline, sharding
 from jaxpref.cli.checkpoints import define_checkpoint_flags, load_model
 from jaxpref.cli.data import define_data_flags, open_console, read_data_flags
+from jaxpref.cli.processes import define_process_flags, join
 from jaxpref.data import Dataset, Tokenizer
 from jaxpref.data.batches import Batches
 from jaxpref.evals.estimates import estimates
@@ -70,6 +74,7 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_string('objective', '', "such as 'dpo(beta=0.1)'; default: the run's", **text)
   define_data_flags(own)
   define_checkpoint_flags(own)
+  define_process_flags(own)
   flags.DEFINE_integer('batch_size', None, 'examples at a time', lower_bound=1, **text)
   flags.DEFINE_string('json', '', 'write the metrics to this file too', **text)
   flags.DEFINE_string(
@@ -90,12 +95,13 @@ def main(argv: Sequence[str]) -> int:
     raise flags.Error(f'unexpected {extra[0]!r}')
   if own.model is None:
     raise flags.Error('--model is missing: a workdir, a Hugging Face folder or preset:<name>')
+  writes = join(own)
   config = read_flags(own)
   objective = parse(config.objective, imports=tuple(config.imports))
   tokenizer = policy.find_tokenizer(own.model, own.tokenizer or '')
   dataset = load_dataset(own, config, tokenizer)
   dataset = offline.with_mismatched(dataset, objective, config.seed)
-  mesh = sharding.make_mesh(config_keys.default().mesh.to_dict())  # all devices of this machine
+  mesh = sharding.make_mesh(config_keys.default().mesh.to_dict())  # all devices there are
   tables, live = {}, None
   if needed := bool(objective.fields & {'ref_logps', *DIVERGENCES}):
     if objective.fields & DIVERGENCES.keys():
@@ -106,7 +112,10 @@ def main(argv: Sequence[str]) -> int:
   keep_programs()
   model, params = load_model(own, tokenizer)
   size = own.batch_size or config.batch.size
-  found = evaluate(model, params, objective, dataset, tables, size, mesh, live)
+  with jax.set_mesh(mesh):
+    found = evaluate(model, params, objective, dataset, tables, size, mesh, live)
+  if not writes:
+    return 0
   show(found, str(objective), open_console())
   if own.json:
     about = {
@@ -151,7 +160,7 @@ def tabulate(
 ) -> Table:
   """The reference's log-probs on `dataset`."""
   model, params = find_reference(own, tokenizer)
-  params = jax.device_put(params, sharding.params_sharding(mesh, params))
+  params = hosts.place(params, sharding.params_sharding(mesh, params))
   console = Console(stderr=True)
   return anchor.reference_table(console, model.replace(dtype=dtype), params, mesh, dataset)
 
@@ -195,9 +204,9 @@ def evaluate(
   size = -(-min(batch_size, len(dataset)) // groups) * groups
   batches = Batches(dataset, size, None, 1, groups, tables=tables)
   compute = jax.jit(make_fields(model, objective, extra=reported(model)))
-  params = jax.device_put(params, sharding.params_sharding(mesh, params))
+  params = hosts.place(params, sharding.params_sharding(mesh, params))
   if reference is not None:
-    reference = jax.device_put(reference, sharding.params_sharding(mesh, reference))
+    reference = hosts.place(reference, sharding.params_sharding(mesh, reference))
   ticks = iter(
     track(
       range(len(batches)),
@@ -210,7 +219,7 @@ def evaluate(
 
   def place(batch):
     next(ticks, None)
-    return jax.device_put(batch, sharding.batch_sharding(mesh))
+    return hosts.place(batch, sharding.batch_sharding(mesh))
 
   fields = collect(functools.partial(compute, params, reference), batches, place)
   fields = {name: values for name, values in fields.items() if name != 'ids'}

@@ -3,6 +3,9 @@
   jaxpref export --model=runs/dpo --output=/models/dpo --dtype=bfloat16
   jaxpref export --model=runs/dpo --output=/models/dpo-best --step=best --ema
 
+Several processes may export together, each started with the same flags and --coordinator,
+--processes and --process: all read the checkpoint, process 0 writes.
+
 The folder holds config.json, safetensors and the tokenizer's files; transformers loads it, and so
 does every jaxpref command that takes --model. A run that began with a Hugging Face folder keeps the
 fields of that folder's config.json.
@@ -23,8 +26,9 @@ import jax.numpy as jnp
 from absl import flags
 from rich.console import Console
 
-from jaxpref import models
+from jaxpref import hosts, models
 from jaxpref.cli.checkpoints import chosen_step, define_checkpoint_flags, load_model
+from jaxpref.cli.processes import define_process_flags, join
 from jaxpref.train import normalisation, policy
 from jaxpref.typing import Params
 
@@ -40,6 +44,7 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_enum('dtype', 'source', DTYPES, "of the weights; source: as the run's base", **text)
   flags.DEFINE_boolean('overwrite', False, 'replace the model in --output', **text)
   define_checkpoint_flags(own)
+  define_process_flags(own)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', **text)
   return own
 
@@ -56,26 +61,32 @@ def main(argv: Sequence[str]) -> int:
   for name in ('model', 'output'):
     if own[name].value is None:
       raise flags.Error(f'--{name} is missing: export --model=<workdir> --output=<folder>')
+  writes = join(own)
   output = Path(own.output).expanduser()
-  check_output(output, own.overwrite)
+  hosts.in_turn(lambda: check_output(output, own.overwrite))  # before any of them has written
   tokenizer = policy.find_tokenizer(own.model)
   model, params = load_model(own, tokenizer)
   dtype = source_dtype(model, params) if own.dtype == 'source' else own.dtype
+  scores = bool(model.config.num_labels) and policy.is_workdir(own.model)
+  step = chosen_step(own) if scores else None
+  if not writes:
+    hosts.together(lambda: None)
+    return 0
   params = jax.tree.map(lambda x: x.astype(dtype), params)
-  models.save_hf(output, model, params, tokenizer)
+  hosts.together(lambda: models.save_hf(output, model, params, tokenizer))
   count = sum(x.size for x in jax.tree.leaves(params))
   note = f'{output}: {count / 1e6:,.1f} M parameters in {jnp.dtype(dtype).name}'
   if model.config.num_labels:
-    note += f'; {export_normalisation(own, output)}'
+    note += f'; {export_normalisation(own, output, step)}'
   Console(soft_wrap=True).print(note, markup=False, highlight=False)
   return 0
 
 
-def export_normalisation(own: flags.FlagValues, output: Path) -> str:
+def export_normalisation(own: flags.FlagValues, output: Path, step: int | None) -> str:
   """Writes that of the exported scores, if it is known, beside them; says what it did."""
   folder = Path(own.model).expanduser()
   known = normalisation.read(folder)
-  if known and policy.is_workdir(own.model) and (own.ema or chosen_step(own) != known.step):
+  if known and policy.is_workdir(own.model) and (own.ema or step != known.step):
     known = None
   (output / normalisation.FILE).unlink(missing_ok=True)  # of the model that was here before
   if known is None:

@@ -5,6 +5,8 @@
 
 A prompts file has one prompt a line: .jsonl with strings or with objects that have a "prompt" (a
 string or chat messages) or "messages"; any other file with plain text, empty lines skipped.
+All devices share the work. Several processes do so too, each started with the same flags and
+--coordinator, --processes and --process; process 0 prints and writes.
 On a terminal completions are shown as text; piped or with --output they are JSON lines with
 prompt, completion, sample, finish_reason, tokens (how many) and logp (their sum under the model).
 """
@@ -21,6 +23,9 @@ from rich.panel import Panel
 from rich.progress import track
 from rich.text import Text
 
+from jaxpref import config as config_keys
+from jaxpref import hosts, sharding
+from jaxpref.cli.processes import define_process_flags, join
 from jaxpref.generation import Completion, Prompt, stream
 from jaxpref.sampling import Sampling
 from jaxpref.train import policy
@@ -46,6 +51,7 @@ def define_flags() -> flags.FlagValues:
   flags.DEFINE_multi_string('stop', [], 'a string that ends a completion; repeatable', **text)
   flags.DEFINE_integer('batch_size', 16, 'completions side by side', lower_bound=1, **text)
   flags.DEFINE_string('output', '', 'JSON lines go to this file', **text)
+  define_process_flags(own)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', **text)
   return own
 
@@ -66,11 +72,14 @@ def main(argv: Sequence[str]) -> int:
     raise flags.Error("no prompts: give --prompt='...' or --prompts=file")
   if own.chat:
     prompts = [[{'role': 'user', 'content': p}] if isinstance(p, str) else p for p in prompts]
+  writes = join(own)
   sampling = Sampling(own.temperature, own.top_k, own.top_p, own.min_p)
   tokenizer = policy.find_tokenizer(own.model, own.tokenizer)
   policy.check_writes(own.model, policy.describe(own.model, tokenizer))
   keep_programs()
+  mesh = sharding.make_mesh(config_keys.default().mesh.to_dict())  # all devices there are
   model, params = policy.load(own.model, tokenizer)
+  params = hosts.place(params, sharding.params_sharding(mesh, params))
   completions = stream(
     model,
     params,
@@ -82,6 +91,7 @@ def main(argv: Sequence[str]) -> int:
     num_samples=own.num_samples,
     stop=own.stop,
     batch_size=own.batch_size,
+    mesh=mesh,
   )
   done = track(
     completions,
@@ -89,9 +99,11 @@ def main(argv: Sequence[str]) -> int:
     total=len(prompts) * own.num_samples,
     console=Console(stderr=True),
     transient=True,
-    disable=not sys.stderr.isatty(),
+    disable=not writes or not sys.stderr.isatty(),
   )
   done = sorted(done, key=lambda c: (c.prompt, c.k))
+  if not writes:
+    return 0
   if own.output:
     write(done, prompts, Path(own.output))
   else:

@@ -9,7 +9,6 @@ away, makes a run save after the step it is in and exit with 75. The workdir get
 metrics.jsonl, TensorBoard files and checkpoints; `jaxpref generate`, `eval` and `export` read it.
 """
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -17,22 +16,14 @@ from absl import flags
 
 from jaxpref import config as config_keys
 from jaxpref.cli import configs
+from jaxpref.cli.processes import define_process_flags, join
 
 
 def define_flags() -> flags.FlagValues:
   """This command's flags beside --config, in a set of their own: commands may share names."""
   own = flags.FlagValues()
   flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=own)
-  flags.DEFINE_boolean(
-    'distributed',
-    False,
-    'join the other processes of this job, as jax finds them by itself on Cloud TPU, SLURM, Open '
-    'MPI and Kubernetes; implied by the three below and by JAX_COORDINATOR_ADDRESS',
-    flag_values=own,
-  )
-  flags.DEFINE_string('coordinator', None, 'host:port of process 0', flag_values=own)
-  flags.DEFINE_integer('processes', None, 'how many processes', lower_bound=1, flag_values=own)
-  flags.DEFINE_integer('process', None, 'which one this is', lower_bound=0, flag_values=own)
+  define_process_flags(own)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=own)
   return own
 
@@ -54,12 +45,10 @@ def main(argv: Sequence[str]) -> int:
     if own[name].value is None:
       raise flags.Error(f'--{name} is missing; try --config=dpo:tiny --workdir=/tmp/dpo')
 
-  from jaxpref import hosts, run  # after the flags: --help and typos should not wait for jax
+  from jaxpref import run  # after the flags: --help and typos should not wait for jax
   from jaxpref.train import preemption
 
-  told = (own.coordinator, own.processes, own.process)
-  if own.distributed or os.environ.get('JAX_COORDINATOR_ADDRESS') or told != (None, None, None):
-    hosts.initialize(*told)
+  join(own)
   try:
     run.train(own.config, own.workdir)
   except preemption.Preempted as stopped:
