@@ -24,6 +24,7 @@ def default() -> ml_collections.ConfigDict:
   c.attention = 'auto'  # within rows: 'kernel' (Pallas, TPU) or 'blocked'; 'auto': by platform
   c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy);
   # with rewards it is always live
+  c.reference_memory = 'device'  # or 'host': a live reference waits there between its passes
   c.reference_sync = sync = ml_collections.ConfigDict()  # TR-DPO: a live reference that follows
   sync.every = 0  # steps between updates of the reference; 0: it stands still
   sync.mixup = 1.0  # the policy's share in an update; 1: the reference becomes the policy
@@ -81,6 +82,7 @@ def default() -> ml_collections.ConfigDict:
   batch.size = 64  # examples (pairs) an optimizer step, over all devices; with rewards it is
   # rollout.prompts / rollout.minibatches
   batch.microbatches = 1  # pieces that a step is computed in; gradients do not depend on it
+  batch.chunk = 0  # scored tokens of a group that meet the head at once; 0: 256, or 1024 in shards
   batch.row_lengths = ()  # of packed rows, in tokens; (): from the data
 
   c.optimizer = opt = ml_collections.ConfigDict()

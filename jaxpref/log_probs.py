@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.models import Model, States, fold, unfold
+from jaxpref.models import Model, States, fold, held, unfold
 from jaxpref.typing import Array, Batch, Params
 
 CHUNK = 256  # scored tokens whose logits are held at once, per group
@@ -258,7 +258,7 @@ def head(
   def one(
     params: Params, ref_params: Params, states: Array, targets: Array, theirs: Any
   ) -> Mapping:
-    logits = model.unembed(params, states)
+    logits = model.unembed(held(params), states)
     ref_logps = None if theirs is None else jax.nn.log_softmax(model.unembed(ref_params, theirs))
     x = Logits(logits, jax.nn.logsumexp(logits, axis=-1), targets, ref_logps)
     return {name: FIELDS[name](x) for name in fields}

@@ -80,6 +80,7 @@ def prepare(
         'completions of the training data'
       )
 
+  reads = bool(objective.fields & {'ref_logps', *DIVERGENCES})
   return Feed(
     model=model,
     load=load,
@@ -87,7 +88,8 @@ def prepare(
     fingerprint=train_set.fingerprint,
     summary=(*_summary(config, train_set, eval_set), f'steps      {steps} of {size} examples'),
     origin=train_set.origin,
-    needs_reference=bool(objective.fields & {'ref_logps', *DIVERGENCES}),
+    needs_reference=reads,
+    live=reads and config.reference == 'live' and not config.reference_sync.every,
     carry=None,
     open=open_feed,
   )

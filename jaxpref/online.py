@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from jaxpref import advantages, data, hosts, rewards, sharding
 from jaxpref.evals.sampled import sampled
 from jaxpref.log_probs import DIVERGENCES, VALUES, ActorCritic, policy_of, policy_params
-from jaxpref.models import Model
+from jaxpref.models import Model, brought_in
 from jaxpref.objectives import Objective
 from jaxpref.offline import describe, with_held_out
 from jaxpref.rollout import estimators
@@ -93,7 +93,7 @@ def prepare(
     prompts=train_prompts, num_samples=c.samples, slots=c.slots, sampling=filters
   )
   scorer = Scorer(terms, tokenizer, timeout=c.timeout, missing_eos=c.missing_eos)
-  narrow = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(actor.dtype), params))
+  narrow = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(actor.dtype), brought_in(params)))
 
   def cast(params: Params) -> Params:
     own = narrow(params)
@@ -138,10 +138,14 @@ def prepare(
     place=place,
   )
 
+  live = bool(objective.fields & DIVERGENCES.keys())
+
   def open_feed(state: TrainState, reference: Params | None) -> Opened:
     source.reference = reference
-    if objective.fields & DIVERGENCES.keys():  # the step donates its state, hence a copy
-      state = state._replace(reference=jax.tree.map(jnp.copy, reference))
+    if live:  # the step donates its state, hence a copy
+      state = state._replace(
+        reference=jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), reference)
+      )
     evaluate = None
     if eval_prompts is not None:
       held = new_sampler(
@@ -169,7 +173,8 @@ def prepare(
       memory(model, source.needs_reference, sampler, c.prompts, terms),
     ),
     origin='rollout row {}'.format,
-    needs_reference=source.needs_reference or bool(objective.fields & DIVERGENCES.keys()),
+    needs_reference=source.needs_reference or live,
+    live=live,
     carry=source.begin(),
     open=open_feed,
   )

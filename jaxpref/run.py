@@ -6,48 +6,32 @@ from the last checkpoint.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
-from jaxpref import data, hosts, offline, online, sharding
+from jaxpref import data, hosts, offline, online, program, sharding
 from jaxpref.log_probs import policy_of, policy_params
 from jaxpref.models import Model
-from jaxpref.objectives import (
-  Objective,
-  Schedule,
-  constant,
-  parse,
-  warmup_cosine,
-  warmup_linear,
-  wsd,
-)
+from jaxpref.objectives import parse
 from jaxpref.train import anchor, policy
-from jaxpref.train.anchor import Sync
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.feed import Evaluate, Feed
 from jaxpref.train.host_log import HostLog
 from jaxpref.train.loop import Run, fit
-from jaxpref.train.optimizer import Optimizer, Scalars
 from jaxpref.train.preemption import Notice
 from jaxpref.train.profiler import Profiler
 from jaxpref.train.programs import keep_programs
 from jaxpref.train.progress import open_progress
-from jaxpref.train.state import TrainState, init_state
-from jaxpref.train.step import Hparams, make_step, reported
+from jaxpref.train.state import TrainState
 from jaxpref.train.throughput import peak_flops, train_flops
 from jaxpref.train.watchdog import Watchdog
 from jaxpref.train.workdir import Workdir, open_workdir
 from jaxpref.train.writers import open_writers
 from jaxpref.typing import Params
-
-WSD_DECAY = 0.2  # share of the steps over which 'wsd' falls
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,16 +86,15 @@ def _train(
   log: HostLog,
 ) -> Trained:
   objective = parse(config.objective, imports=tuple(config.imports))
-  optimizer = Optimizer(config.optimizer.name, tuple(config.freeze), config.optimizer.dtype)
   keep_best = parse_keep_best(config.checkpoint.keep_best)
   profiler = open_profiler(config, Path(workdir))
   sync, watchdog = anchor.reference_sync(config), Watchdog(config.log.stuck)
+  anchor.memory_kind(config)  # a mistake in it comes before the data is read
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
   prepare = online.prepare if config.rewards else offline.prepare
   feed = hosts.together(lambda: prepare(config, objective, tokenizer, mesh, console))
   hosts.check_same({'data': feed.fingerprint, **config.to_dict()})
   steps, model = feed.steps, feed.model
-  scalars = optimizer_scalars(config.optimizer, steps)
 
   def claim() -> Workdir:
     folder = open_workdir(workdir, config)
@@ -125,8 +108,8 @@ def _train(
   shapes = model.param_shapes()
   summarise(console, config, feed, shapes, mesh)
 
-  new_state = functools.partial(_new_state, optimizer, scalars, objective, config.ema > 0, sync)
-  abstract = _abstract(mesh, jax.eval_shape(new_state, shapes))
+  made = program.assemble(config, objective, model, steps, mesh, live=feed.live)
+  abstract = made.state
   meta = {'data': feed.fingerprint}
   if checkpoints.latest_step() is not None:
     whole = jax.sharding.NamedSharding(mesh, jax.P())
@@ -142,12 +125,12 @@ def _train(
     state = state._replace(carry=jax.device_get(state.carry))
     console.print(f'resuming after step {int(state.step)}')
   else:
-    make = jax.jit(new_state, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
+    make = jax.jit(made.begin, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
     state = make(feed.load())._replace(carry=feed.carry)
 
   reference = None
   if feed.needs_reference or sync:
-    own = jax.tree.map(lambda x: x.sharding, policy_params(abstract.params))
+    own = jax.tree.map(lambda x: x.sharding, made.reference)
     reference = anchor.standing_reference(state, own, checkpoints)
   state, source, found, finish = feed.open(state, reference)
   evaluate = found and _Last(found)
@@ -160,16 +143,10 @@ def _train(
     config=config.to_dict(),
   )
   progress = open_progress(steps, start, console=console)
-  extra = reported(model) if config.log.entropy else ()
   run = Run(
-    # Every process reads all metrics, so all of them are everywhere; the state stays where it is.
-    step=jax.jit(
-      make_step(model, optimizer, extra=extra),
-      donate_argnums=0,
-      out_shardings=(None, jax.sharding.NamedSharding(mesh, jax.P())),
-    ),
+    step=made.step,
     source=source,
-    hparams=Hparams(objective, scalars, config.ema, sync),
+    hparams=made.hparams,
     stop=steps,
     writers=writers,
     progress=progress,
@@ -225,30 +202,6 @@ def parse_keep_best(text: str) -> tuple[str, str] | None:
   return metric, mode
 
 
-def optimizer_scalars(c: ConfigDict, steps: int) -> dict[str, Any]:
-  """The numbers of `config.optimizer`, its learning rate a schedule over `steps`."""
-  warmup = float(np.floor(c.warmup * steps))
-  peak, final = float(c.learning_rate), float(c.final * c.learning_rate)
-  schedules: Mapping[str, Callable[[], Schedule]] = {
-    'constant': lambda: constant(peak, warmup),
-    'linear': lambda: warmup_linear(peak, warmup, steps, final),
-    'cosine': lambda: warmup_cosine(peak, warmup, steps, final),
-    'wsd': lambda: wsd(peak, warmup, steps, WSD_DECAY * steps, final),
-  }
-  if c.schedule not in schedules:
-    raise ValueError(
-      f'config.optimizer.schedule must be one of {sorted(schedules)}, got {c.schedule!r}'
-    )
-  return {
-    'learning_rate': schedules[c.schedule](),
-    'weight_decay': float(c.weight_decay),
-    'b1': float(c.b1),
-    'b2': float(c.b2),
-    'eps': float(c.eps),
-    'clip': float(c.clip) if c.clip else np.inf,
-  }
-
-
 def summarise(console, config, feed: Feed, shapes: Params, mesh) -> None:
   """What is about to run, in a few lines."""
   count = sum(x.size for x in jax.tree.leaves(shapes))
@@ -274,26 +227,3 @@ class _Last:
   def __call__(self, state: TrainState) -> dict[str, float]:
     self.metrics = self._evaluate(state)
     return self.metrics
-
-
-def _new_state(
-  optimizer: Optimizer,
-  scalars: Scalars,
-  objective: Objective,
-  ema: bool,
-  sync: Sync | None,
-  params: Params,
-) -> TrainState:
-  masters = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-  moving = jax.tree.map(jnp.copy, policy_params(masters)) if sync else None
-  opt_state = optimizer.init(scalars, masters)
-  return init_state(masters, opt_state, ema=ema, reference=moving, objective=objective)
-
-
-def _abstract(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
-  """Shapes with where each array lives."""
-  return jax.tree.map(
-    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-    shapes,
-    sharding.params_sharding(mesh, shapes),
-  )

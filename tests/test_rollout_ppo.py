@@ -12,7 +12,7 @@ import pytest
 import rich.console
 
 from configs import ppo
-from jaxpref import config, models, online, run, sharding
+from jaxpref import config, models, online, program, run, sharding
 from jaxpref.data import load_tokenizer
 from jaxpref.log_probs import ActorCritic, log_probs
 from jaxpref.objectives import parse
@@ -358,7 +358,7 @@ def test_the_config_is_ppo_as_recommended(arg):
   objective, estimator = parse(c.objective), estimators.parse(c.rollout.advantages)
   assert {'old_logps', 'advantages', 'values', 'returns'} <= objective.fields
   assert (estimator.gamma, estimator.lam) == (1.0, 0.95)
-  assert run.optimizer_scalars(c.optimizer, 10)['eps'] == 1e-5
+  assert program.optimizer_scalars(c.optimizer, 10)['eps'] == 1e-5
   policy_term, value_term = objective.parts
   warm = [n for n in range(30) if policy_term.scale(n) == 0]
   assert warm == [*range(len(warm))] and 0 < len(warm) < 30

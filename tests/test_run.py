@@ -10,7 +10,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from jaxpref import config as configs
-from jaxpref import models, run
+from jaxpref import models, program, run
 from jaxpref.cli.configs import folder
 from jaxpref.data import load_tokenizer
 from jaxpref.train import policy
@@ -68,7 +68,7 @@ def test_schedules_and_scalars():
   for name in ('constant', 'linear', 'cosine', 'wsd'):
     with c.unlocked():
       c.schedule, c.learning_rate, c.warmup, c.final, c.clip = name, 0.2, 0.1, 0.5, 0.0
-    scalars = run.optimizer_scalars(c, 100)
+    scalars = program.optimizer_scalars(c, 100)
     rate = scalars['learning_rate']
     assert float(rate(0)) < 0.03 and float(rate(10)) == pytest.approx(0.2, rel=1e-5)
     end = 0.2 if name == 'constant' else 0.1

@@ -219,9 +219,23 @@ def test_a_run_resumes_bit_for_bit(tmp_path, every):
   assert whole.state.memory['above_average']['average'] != 0.5
 
 
+@pytest.mark.parametrize('every', [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_reference_that_waits_in_the_hosts_memory_is_the_same(tmp_path, every):
+  options = {'reference_sync.every': every, 'reference_sync.mixup': 0.5, 'steps': 3}
+  near = run.train(tiny_run(tmp_path / 'near', **options), tmp_path / 'near', console=QUIET)
+  options['reference_memory'] = 'host'
+  far = run.train(tiny_run(tmp_path / 'far', **options), tmp_path / 'far', console=QUIET)
+  assert_equal(far.params, near.params)
+  kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(far.state.reference)}
+  assert kinds == {'pinned_host'}
+  assert_equal(far.state.reference, near.state.reference)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
+    ({'reference_memory': 'disk'}, "'device' or 'host', got 'disk'"),
+    ({'reference': 'table', 'reference_memory': 'host'}, 'moves a live reference'),
     ({'reference': 'table', 'reference_sync.every': 2}, r'a table.*set config.reference=live'),
     ({'reference_sync.every': -1}, 'every >= 1'),
     ({'reference_sync.every': 2, 'reference_sync.mixup': 0.0}, '0 < mixup <= 1, got 2 and 0'),

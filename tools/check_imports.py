@@ -14,15 +14,16 @@ from pathlib import Path
 LAYERS = (
   ('typing', 'masked'),
   ('objectives', 'advantages', 'oracle'),
+  ('sharding',),
   ('models',),
-  ('log_probs', 'sharding', 'hosts'),
+  ('log_probs', 'hosts'),
   ('sampling', 'decoding', 'generation', 'rewards'),
   ('data', 'rollout'),
   ('config',),
   ('train',),
-  ('evals', 'sweeps', 'plan'),
-  ('offline', 'online', 'run'),
-  ('launch',),
+  ('evals', 'sweeps'),
+  ('offline', 'online', 'program', 'run'),
+  ('plan', 'launch'),
   ('cli',),
 )
 LEVEL = {module: level for level, layer in enumerate(LAYERS) for module in layer}

@@ -8,7 +8,7 @@ from jaxpref.models.experts import Routing
 from jaxpref.models.hf import load_hf, save_hf
 from jaxpref.models.layers import linear
 from jaxpref.models.model import ATTENTION, Model, init, mask_layout
-from jaxpref.models.placement import grouped
+from jaxpref.models.placement import brought_in, grouped, held
 from jaxpref.models.presets import PRESETS, preset
 from jaxpref.models.rope import LinearScaling, Llama3Scaling, LongScaling, Rope
 
@@ -27,8 +27,10 @@ __all__ = [
   'Routing',
   'States',
   'adapt',
+  'brought_in',
   'fold',
   'grouped',
+  'held',
   'init',
   'linear',
   'load_hf',

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxpref.models.config import Config
 from jaxpref.models.experts import Mixture
 from jaxpref.models.layers import Embedding, Linear, Norm, cap, linear
-from jaxpref.models.placement import grouped
+from jaxpref.models.placement import grouped, held
 from jaxpref.models.rope import rotate
 from jaxpref.typing import Array, Layout
 
@@ -147,7 +147,7 @@ class Decoder(nnx.Module):
     def layer(carry, scanned):
       x, memory = carry
       params, window, index = scanned
-      block = nnx.merge(graphdef, params)
+      block = nnx.merge(graphdef, held(params, 'layers'))
       x = checkpoint_name(x, LAYER_INPUT)
       angles = turns[0] if turns else None
       if config.local_rope is not None and windows is not None:

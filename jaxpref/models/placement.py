@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
-from jaxpref.typing import Array
+from jaxpref import sharding as rules
+from jaxpref.typing import Array, Params
 
 AT_ONCE = 2**26  # bytes: a stacked parameter above that goes to its devices layer by layer
 
@@ -106,3 +107,41 @@ def divided(
     out_specs=tuple(map(spec, ranks)),
     check_vma=False,  # a custom call does not say over which axes its results vary
   )(*operands, *rest)
+
+
+def held(params: Params, prefix: str = '') -> Params:
+  """Holds parameters, and with them their gradients, to their own pieces under `jax.set_mesh`.
+
+  A gradient is then summed over the groups and cut up in one go. Left alone, the compiler may sum
+  it whole on every device, which sends twice as much.
+
+  Args:
+    params: a tree whose paths are those of a model's parameters.
+    prefix: before the paths; with 'layers', arrays are a single layer's, without the layer axis.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size == 1 or 'fsdp' not in mesh.axis_names:
+    return params
+
+  def one(key_path: tuple, x: Array) -> Array:
+    path = f'{prefix}/{rules.path_of(key_path)}'.removesuffix('/value')  # of a flax variable
+    rule = rules.match(rules.PARAMS, path)
+    assert isinstance(rule, PartitionSpec)
+    spec = tuple(rule)[bool(prefix) :]
+    fits = [
+      axis if axis and size % mesh.shape[axis] == 0 else None
+      for size, axis in zip(x.shape, spec + (None,) * x.ndim, strict=False)
+    ]
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*fits)) if any(fits) else x
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
+def brought_in(params: Params | None) -> Params | None:
+  """Parameters on the devices, wherever they wait; None stays None."""
+  space = jax.memory.Space
+
+  def bring(x: Array) -> Array:
+    return jax.device_put(x, space.Device) if jax.typeof(x).memory_space == space.Host else x
+
+  return jax.tree.map(bring, params)

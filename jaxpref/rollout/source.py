@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxpref import advantages, hosts
 from jaxpref.log_probs import ActorCritic, policy_of, policy_params, stacked
-from jaxpref.models import Model
+from jaxpref.models import Model, brought_in
 from jaxpref.objectives import Objective, truncated_importance
 from jaxpref.rollout.estimators import Inputs
 from jaxpref.rollout.layout import Group, pack, unpack
@@ -327,5 +327,5 @@ def _chosen(parts: Sequence[Scored], rows: np.ndarray) -> Scored:
 
 def _fields(model: Model | ActorCritic, names: tuple[str, ...], params: Params, batch: Batch):
   """Model fields of a batch, [M*G*B, K, T]."""
-  found = stacked(model, params, batch, names)
+  found = stacked(model, brought_in(params), batch, names)
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), found)

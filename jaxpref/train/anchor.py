@@ -16,6 +16,8 @@ from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.state import TrainState
 from jaxpref.typing import Array, Batch, Params
 
+HOST = 'pinned_host'  # memory of the host that devices read without its help
+
 
 class Sync(NamedTuple):
   """How a reference follows the policy: π_ref ← α π + (1 - α) π_ref after every n-th step.
@@ -67,6 +69,26 @@ def reference_sync(config: ConfigDict) -> Sync | None:
   return Sync(float(c.mixup), int(c.every))
 
 
+def memory_kind(config: ConfigDict) -> str | None:
+  """The kind of memory that a live reference waits in; None: the devices' own.
+
+  Raises:
+    ValueError: no such memory, or there is no live reference.
+  """
+  if config.reference_memory == 'device':
+    return None
+  if config.reference_memory != 'host':
+    raise ValueError(
+      f"config.reference_memory must be 'device' or 'host', got {config.reference_memory!r}"
+    )
+  if config.reference != 'live' and not config.rewards:
+    raise ValueError(
+      "config.reference_memory='host' moves a live reference out of the way, and there is a table; "
+      "set config.reference='live' or leave reference_memory at 'device'"
+    )
+  return HOST
+
+
 def check_read(config: ConfigDict, objective: Objective) -> None:
   """Raises ValueError where the objective cannot use the reference that `config` describes."""
   divergences = sorted(objective.fields & DIVERGENCES.keys())
@@ -99,7 +121,11 @@ def standing_reference(
     if int(state.step):
       raise ValueError(f'the run resumes at step {int(state.step)}, but its reference/ is gone')
     checkpoints.save_reference(policy_params(state.params))
-  return None if state.reference is not None else checkpoints.restore_reference(shardings)
+  if state.reference is not None:
+    return None
+  # Read onto the devices first, which orbax knows how to do, and then moved to where they wait.
+  near = jax.tree.map(lambda s: s.with_memory_kind('device'), shardings)
+  return jax.device_put(checkpoints.restore_reference(near), shardings)
 
 
 def reference_table(

@@ -37,6 +37,7 @@ class Feed(NamedTuple):
     summary: lines that say what it is.
     origin: names an example by its id, for error messages.
     needs_reference: whether a reference is read.
+    live: the state holds a reference that stands still, and the step reads it.
     carry: of the source before the first step.
     open: (state, parameters of a reference that stands still, or None) -> `Opened`.
   """
@@ -48,5 +49,6 @@ class Feed(NamedTuple):
   summary: tuple[str, ...]
   origin: Callable[[int], str]
   needs_reference: bool
+  live: bool
   carry: Any
   open: Callable[[TrainState, Params | None], Opened]

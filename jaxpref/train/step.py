@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.log_probs import CHUNK, DIVERGENCES, KNOWN, ActorCritic, log_probs, stacked
-from jaxpref.models import Model
+from jaxpref.models import Model, brought_in
 from jaxpref.objectives import Memory, Objective, reduce_metrics
 from jaxpref.train.anchor import Sync, attach
 from jaxpref.train.optimizer import Optimizer, Scalars, ema_update, global_norm
@@ -87,8 +87,9 @@ def make_step(
     objective = hparams.objective
     names = model_fields(objective, tuple(batch.fields), live=state.reference is not None)
     fields = tuple(dict.fromkeys((*names, *extra)))
-    batch = _complete(model, objective, state.reference, batch, chunk)
-    forward = functools.partial(_forward, model, fields, chunk, state.reference)
+    reference = brought_in(state.reference)
+    batch = _complete(model, objective, reference, batch, chunk)
+    forward = functools.partial(_forward, model, fields, chunk, reference)
     gradients = coupled_gradients if objective.coupled else separable_gradients
     loss, grads, metrics, outputs = gradients(
       forward, objective, optimizer.trainable, state.params, batch, state.step, state.memory
@@ -105,9 +106,9 @@ def make_step(
     memory = objective.update(state.memory, scalars, state.step)
     old = (state.params, state.opt_state, state.ema, state.memory)
     params, opt_state, ema, memory = _choose(finite, (params, opt_state, ema, memory), old)
-    reference = state.reference
+    kept = state.reference
     if hparams.sync is not None:
-      reference = hparams.sync(state.step, finite, params, reference)
+      kept = hparams.sync(state.step, finite, params, reference)
     mask = data['mask']
     for name in extra:
       scalars[name] = jnp.sum(outputs[name]) / jnp.maximum(jnp.sum(mask), 1)
@@ -120,7 +121,7 @@ def make_step(
       'skipped': skipped,
       'worst': _worst(metrics['loss'].values, data['ids']),
     }
-    new = TrainState(state.step + 1, params, opt_state, ema, skipped, reference, memory)
+    new = TrainState(state.step + 1, params, opt_state, ema, skipped, kept, memory)
     return new, scalars
 
   return step
@@ -137,6 +138,7 @@ def make_fields(
   def fields(params: Params, reference: Params | None, batch: Batch) -> dict[str, Array]:
     names = model_fields(objective, tuple(batch.fields), live=reference is not None)
     names = tuple(dict.fromkeys((*names, *extra)))
+    reference = brought_in(reference)
     batch = _complete(model, objective, reference, batch, chunk)
     outputs = stacked(model, params, batch, names, chunk=chunk, reference=reference)
     return _merge(batch.fields | outputs, 3)
