@@ -18,9 +18,7 @@ def default() -> ml_collections.ConfigDict:
     ''  # 'byte' or a folder with tokenizer.json; '': the model's own, bytes for a preset
   )
   c.dtype = 'auto'  # of computation: float32 on CPU, bfloat16 on accelerators; masters are float32
-  c.remat = (
-    ''  # '': keep activations; 'full', 'offload' or a jax.checkpoint policy: compute them again
-  )
+  c.remat = ''  # '': keep activations; 'dots', 'full' or 'offload': see Model.remat
   c.attention = 'auto'  # within rows: 'kernel' (Pallas, TPU) or 'blocked'; 'auto': by platform
   c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy);
   # with rewards it is always live

@@ -87,7 +87,7 @@ def test_the_source_text_is_no_part_of_a_configs_identity():
     (lambda: preset('tiny', norm='batch'), 'norm must be one of'),
     (lambda: preset('tiny', norm_placement='in'), 'norm_placement must be one of'),
     (lambda: preset('tiny', num_layers=0), 'num_layers must be at least 1'),
-    (lambda: Model(preset('tiny'), remat='dots'), "remat must be None or one of .* got 'dots'"),
+    (lambda: Model(preset('tiny'), remat='most'), "remat must be None or one of .* got 'most'"),
   ],
 )
 def test_a_wrong_config_says_what_would_work(make, message):

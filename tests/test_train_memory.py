@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from jaxpref.data.batches import Batches
-from jaxpref.models import init, preset
+from jaxpref.models import init, mask_layout, preset
 from jaxpref.models.model import REMAT
 from jaxpref.objectives import sft
+from jaxpref.plan import costs
 from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
@@ -63,6 +64,26 @@ def test_offloading_leaves_no_layer_input_on_the_device(tiny):
   assert kept in str(jax.make_jaxpr(step)(*arguments))
   step, arguments = step_of(tiny, 'full')
   assert '<host>' not in str(jax.make_jaxpr(step)(*arguments))
+
+
+def test_what_is_computed_again_is_what_the_policy_says(tiny):
+  """By the FLOPs of compiled gradients: all of a layer, or little but attention, or nothing."""
+  model, params = tiny
+  tokens = jnp.ones((1, 2, 64), jnp.int32)
+  layout = mask_layout(tokens == 1)
+
+  def flops(remat):
+    loss = lambda p: jnp.sum(model.replace(remat=remat).hidden(p, tokens, layout))  # noqa: E731
+    return costs.count(jax.jit(jax.grad(loss)).lower(params).compile().as_text()).flops
+
+  none, dots, full = map(flops, (None, 'dots', 'full'))
+  config = model.config
+  keys = 64  # rows this short are one block, of all its keys
+  attention = 4 * tokens.size * keys * config.num_heads * config.head_dim * config.num_layers
+  projections = tokens.size * (model.flops_per_token(keys)) - attention
+  assert none < full <= none + attention + projections
+  assert none <= dots <= none + attention
+  assert full - dots > 0.5 * projections  # a layer's last product is not needed again
 
 
 def descend(optimizer, steps):

@@ -3,15 +3,18 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxpref.typing import Array
+
+PROJECTION = 'projection'  # what a checkpoint's policy may know its output as
 
 
 def linear(x: Array, w: Array, dtype=None) -> Array:
   """x [..., I] times w [I, O] -> [..., O], computed in x's dtype, returned in `dtype` or x's."""
   w = w.astype(x.dtype)
   if dtype is None:
-    return _product(x, w)
+    return checkpoint_name(_product(x, w), PROJECTION)
   return jnp.einsum('...i,io->...o', x, w, preferred_element_type=dtype)
 
 

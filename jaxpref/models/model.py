@@ -27,16 +27,10 @@ from jaxpref.models.blocked import Flat, Form
 from jaxpref.models.config import Config
 from jaxpref.models.decoder import LAYER_INPUT, Decoder
 from jaxpref.models.experts import Routing
+from jaxpref.models.layers import PROJECTION
 from jaxpref.typing import Array, Layout, Params
 
-# Policies of jax.checkpoint_policies that need no further argument, and two of our own.
-REMAT = (
-  'full',
-  'offload',
-  'everything_saveable',
-  'dots_saveable',
-  'dots_with_no_batch_dims_saveable',
-)
+REMAT = ('full', 'dots', 'offload')
 
 # Ways to attend within packed rows; all compute the same.
 ATTENTION: Mapping[str, Callable] = {
@@ -63,9 +57,8 @@ class Model:
     dtype: of the computation; parameters of any float dtype are cast where they are used. Norms,
       rotations and the softmax are float32 always. None: `default_dtype()`.
     remat: what a layer keeps for its gradient. None keeps all; 'full' keeps its input and computes
-      the rest again; 'offload' does too, and moves that input to the host's memory meanwhile; else
-      a policy of `jax.checkpoint_policies` by name (see `REMAT`), such as
-      'dots_with_no_batch_dims_saveable': outputs of projections are kept, attention is not.
+      the rest again; 'offload' does too, and moves that input to the host's memory meanwhile;
+      'dots' keeps the outputs of its projections, so that little but attention is done twice.
     attention: how tokens attend within rows: one of `ATTENTION`, or `blocked.attend_rows`'s like.
       None: `default_attention()`. Sampling, which reads a cache, attends in its own way, and so do
       rows that are divided over devices (see `context`).
@@ -255,15 +248,16 @@ def _checkpoint(remat: str | None) -> Callable:
   if remat is None:
     return lambda layer: layer
   policies = jax.checkpoint_policies
-  if remat == 'offload':
-    policy = policies.save_and_offload_only_these_names(
+  policy = {
+    'full': None,
+    'dots': policies.save_only_these_names(PROJECTION),
+    'offload': policies.save_and_offload_only_these_names(
       names_which_can_be_saved=[],
       names_which_can_be_offloaded=[LAYER_INPUT],
       offload_src='device',
       offload_dst='pinned_host',
-    )
-  else:
-    policy = None if remat == 'full' else getattr(policies, remat)
+    ),
+  }[remat]
   # Inside a scan the compiler cannot merge the two computations, so nothing need prevent it.
   return functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)
 
