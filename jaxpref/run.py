@@ -95,6 +95,8 @@ def _train(
   feed = hosts.together(lambda: prepare(config, objective, tokenizer, mesh, console))
   hosts.check_same({'data': feed.fingerprint, **config.to_dict()})
   steps, model = feed.steps, feed.model
+  made = program.assemble(config, objective, model, steps, mesh, live=feed.live)
+  abstract = made.state
 
   def claim() -> Workdir:
     folder = open_workdir(workdir, config)
@@ -108,8 +110,6 @@ def _train(
   shapes = model.param_shapes()
   summarise(console, config, feed, shapes, mesh)
 
-  made = program.assemble(config, objective, model, steps, mesh, live=feed.live)
-  abstract = made.state
   meta = {'data': feed.fingerprint}
   if checkpoints.latest_step() is not None:
     whole = jax.sharding.NamedSharding(mesh, jax.P())
