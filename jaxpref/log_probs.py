@@ -247,8 +247,9 @@ def head(
   `reference` are a live reference's parameters and its states, like `states`.
   """
   groups, slots = states.shape[:2]
-  chunk = min(chunk, slots)
-  pad = -slots % chunk
+  count = -(-slots // chunk)
+  chunk = -(-slots // (8 * count)) * 8  # equally full, a multiple of 8
+  pad = count * chunk - slots
 
   def chunks(x: Array) -> Array:  # [G, N, ...] -> [N / chunk, G, chunk, ...]
     padded = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))

@@ -14,6 +14,7 @@ import grain
 import jax
 import numpy as np
 
+from jaxpref.data.order import Order
 from jaxpref.data.packing import (
   Piece,
   Shape,
@@ -27,9 +28,9 @@ from jaxpref.data.packing import (
 )
 from jaxpref.typing import Batch
 
-LADDER = 4  # shapes in the ladder
+LADDER = 3  # shapes in the ladder; a batch that none holds brings a fourth
 TRIAL_BATCHES = 128  # batches it is laid down from
-WORTH = 0.07  # share of tokens that a further shape has to save
+WORTH = 0.015  # share of tokens that a further shape has to save
 
 
 class Examples(Protocol):
@@ -108,22 +109,11 @@ class Batches:
       if not 0 <= step < len(self):
         raise IndexError(f'batch {step} of an unshuffled pass of {len(self)}')
       return np.arange(at, min(at + self.size, n))
-    stop, found = at + self.size, []
-    while at < stop:
-      found.append(self._order(at // n)[at % n : at % n + stop - at])
-      at += len(found[-1])
-    return np.concatenate(found)
-
-  def _order(self, epoch: int) -> np.ndarray:
-    if epoch not in self._orders:
-      if len(self._orders) > 2:
-        self._orders.clear()
-      self._orders[epoch] = shuffled(len(self.dataset), self.seed or 0, epoch)
-    return self._orders[epoch]
+    return self._order[step]
 
   @cached_property
-  def _orders(self) -> dict[int, np.ndarray]:
-    return {}
+  def _order(self) -> Order:
+    return Order(self.dataset.lengths, self.size, self.seed or 0)
 
   @cached_property
   def _extras(self) -> dict[str, int]:
@@ -155,10 +145,12 @@ class Batches:
     """
     count = TRIAL_BATCHES if self.seed is not None else min(TRIAL_BATCHES, len(self))
     trials = [self._cells(self.indices(step)) for step in range(count)]
-    trials.sort(key=lambda cells: max(sum(p.length for p in parts) for _, parts in cells))
+    fullest = np.array([max(sum(p.length for p in parts) for _, parts in t) for t in trials])
+    by_size = np.argsort(fullest, kind='stable')
     rungs: list[Shape] = []
-    for share in reversed(np.array_split(np.arange(count), min(LADDER, count))):
-      rung = self._shape([cell for i in share for cell in trials[i]])
+    most = LADDER + (self.seed is None and count == len(self))  # no batch is left that none holds
+    for share in reversed(divisions(fullest[by_size], most)):
+      rung = self._shape([cell for i in by_size[share] for cell in trials[i]])
       if not rungs or rung.tokens < (1 - WORTH) * rungs[-1].tokens:
         rungs.append(rung)
     return tuple(reversed(rungs))
@@ -236,9 +228,28 @@ class Batches:
       cell.fields[name] = _field(values, shape[:rank])
 
 
-def shuffled(count: int, seed: int, epoch: int) -> np.ndarray:
-  """The order of `count` examples in a pass: a permutation from (seed, epoch) alone."""
-  return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+def divisions(sizes: np.ndarray, most: int) -> list[slice]:
+  """Ascending sizes int [n] cut into at most `most` parts, each to be filled up to its last.
+
+  Of all ways the one with the least filling, found as shortest paths are.
+  """
+  n = len(sizes)
+  cost, cuts = np.concatenate([[0.0], np.full(n, np.inf)]), []
+  for _ in range(most):
+    # [i, j]: the best up to i, then one part from i to j.
+    through = cost[:, None] + np.maximum(
+      np.arange(n + 1) - np.arange(n + 1)[:, None], 0
+    ) * np.append(0, sizes)
+    through[np.tril_indices(n + 1, -1)] = np.inf
+    cuts.append(through.argmin(0))
+    cost = through.min(0)
+  parts, stop = [], n
+  for cut in reversed(cuts):
+    start = int(cut[stop])
+    if start < stop:
+      parts.append(slice(start, stop))
+    stop = start
+  return parts[::-1]
 
 
 def _field(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:

@@ -7,15 +7,19 @@ function of its arguments; results of training do not depend on any of it
 (tests/test_data_packing.py).
 """
 
+import itertools
 from bisect import bisect_left, insort
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxpref.typing import Batch, Layout, Rows, Scored
 
-SCORED_MULTIPLES = (64, 256)  # scored slots are rounded up to these, below and above 1024
+# Attention to a row of this length takes as long as all else, in small models on a CPU. In others it
+# takes less, and rows could be a little longer.
+ATTENTION_LENGTH = 2048
+SCORED_MULTIPLE = 64  # scored slots are rounded up to it
 
 
 class Shape(NamedTuple):
@@ -134,30 +138,63 @@ def shape_for(
 ) -> Shape:
   """A small shape that holds each of several cells (lists of piece sizes).
 
-  Starts from the element-wise maximum over cells and gives back rows, longest first, while every
-  cell still fits.
+  Starts from the rows that the cells would open, the most of each length, and from the longest
+  alone; as long as every cell still fits, gives back rows or takes others in their place that cost
+  less. The cheaper end is taken.
   """
   opened = [
     dict((length, count) for count, length in open_rows(cell, row_lengths, alone=alone))
     for cell in cells
   ]
-  counts = {length: max(o[length] for o in opened) for length in row_lengths}
-  for length in sorted(row_lengths, reverse=True):
-    while counts[length]:
-      counts[length] -= 1
-      fewer = _as_rows(counts)
-      if any(place(cell, fewer, alone=alone) is None for cell in cells):
-        counts[length] += 1
-        break
-  multiple = SCORED_MULTIPLES[scored > 1024]
-  return Shape(_as_rows(counts), -(-max(scored, 1) // multiple) * multiple)
+  each = {length: max(o[length] for o in opened) for length in row_lengths}
+  longest = {length: 0 for length in row_lengths} | {row_lengths[-1]: sum(each.values())}
+  hardest = sorted(cells, key=sum, reverse=True)
+  moves = _moves(row_lengths, swap=not alone)
+
+  def fits(counts: Mapping[int, int]) -> bool:
+    rows = _as_rows(counts)
+    for i, cell in enumerate(hardest):
+      if place(cell, rows, alone=alone) is None:
+        hardest.insert(0, hardest.pop(i))  # what did not fit is what to try first
+        return False
+    return True
+
+  def tightened(counts: dict[int, int]) -> Shape:
+    while True:
+      fewer = ({n: counts[n] + move.get(n, 0) for n in counts} for move in moves)
+      found = next((new for new in fewer if min(new.values()) >= 0 and fits(new)), None)
+      if found is None:
+        return Shape(_as_rows(counts), _slots(scored))
+      counts = found
+
+  return min((tightened(start) for start in (each, longest)), key=lambda shape: cost(shape.rows))
+
+
+def cost(rows: Iterable[tuple[int, int]]) -> float:
+  """Of computing rows (how many, how long), in tokens: theirs, and what attention adds."""
+  return sum(count * length * (1 + length / ATTENTION_LENGTH) for count, length in rows)
+
+
+def _moves(row_lengths: Sequence[int], *, swap: bool) -> list[dict[int, int]]:
+  """Changes of how many rows there are of each length that save, what saves most first."""
+  moves = [{length: -1} for length in row_lengths]
+  for short, long in itertools.combinations(sorted(row_lengths), 2) if swap else ():
+    times = -(-long // short)
+    moves += [{long: -1, short: n} for n in range(1, times + 1)]
+    moves += [{long: 1, short: -n} for n in (times, times + 1)]
+  priced = [(cost((n, length) for length, n in move.items()), move) for move in moves]
+  return [move for price, move in sorted(priced, key=lambda x: x[0]) if price < 0]
+
+
+def _slots(scored: int) -> int:
+  return -(-max(scored, 1) // SCORED_MULTIPLE) * SCORED_MULTIPLE
 
 
 def grown(shape: Shape, length: int) -> Shape:
-  """The next larger shape: a sixteenth more rows, at least one, of `length`, and more slots."""
+  """The next larger shape: a quarter more tokens in rows of `length`, a quarter more slots."""
   counts = {size: count for count, size in shape.rows}
-  counts[length] = counts.get(length, 0) + max(1, sum(counts.values()) // 16)
-  return Shape(_as_rows(counts), shape.scored + SCORED_MULTIPLES[1])
+  counts[length] = counts.get(length, 0) + -(-shape.tokens // (4 * length))
+  return Shape(_as_rows(counts), _slots(shape.scored + shape.scored // 4))
 
 
 def _as_rows(counts: Mapping[int, int]) -> tuple[tuple[int, int], ...]:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxpref.data.batches import shuffled
+from jaxpref.data.order import shuffled
 
 
 @dataclasses.dataclass(frozen=True)
