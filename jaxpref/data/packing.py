@@ -16,8 +16,8 @@ import numpy as np
 
 from jaxpref.typing import Batch, Layout, Rows, Scored
 
-# Attention to a row of this length takes as long as all else, in small models on a CPU. Elsewhere it
-# takes less, and rows could be a little longer.
+# Attention to a row of this length takes as long as all else, in small models on a CPU. Where it
+# takes less, rows could be a little longer.
 ATTENTION_LENGTH = 2048
 SCORED_MULTIPLE = 64  # scored slots are rounded up to it
 
