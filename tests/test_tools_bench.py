@@ -9,7 +9,7 @@ import pytest
 
 from jaxpref import models
 from tools.bench import __main__ as bench
-from tools.bench import figures, ours, pairs, table, workers
+from tools.bench import figures, ours, pairs, series, table, workers
 from tools.bench.figures import Side
 from tools.bench.peers import protocol
 from tools.bench.shapes import SHAPES, TASKS, Shape
@@ -52,6 +52,54 @@ def test_useful_flops_are_those_of_every_token_once(task, expected):
   assert figures.flops(task, TINY, figures.useful(task, shape, [PAIR] * 5)) == pytest.approx(
     5 * expected
   )
+
+
+def test_kto_reads_both_kinds_in_turn_and_mismatches_within_the_batch():
+  """Batches of 2 and 1: completions are chosen, rejected, chosen; each gets the one before it."""
+  given = [{'prompt': [i] * 3, 'chosen': [10 + i] * 2, 'rejected': [20 + i] * 4} for i in range(3)]
+  made = pairs.labelled(given, 2, max_length=6)
+  assert [one['label'] for one in made] == [True, False, True]
+  assert [one['completion'] for one in made] == [[10] * 2, [21] * 4, [12] * 2]
+  assert [one['other'] for one in made] == [[21] * 3, [10] * 2, [12] * 2]  # at most 6 with a prompt
+  work = figures.useful('kto', SHAPES['micro'], made)
+  assert (work.examples, work.scored, work.tokens) == (3, 8, 17)
+  assert figures.flops('kto', TINY, work) == pytest.approx(
+    3 * (2 * by_hand(3, [2]) + by_hand(3, [4]))
+  )
+
+
+def test_a_series_says_what_doubling_costs_beside_its_arithmetic(tmp_path, monkeypatch):
+  asked = []
+
+  def once(args, names, change, rework):
+    shape = change(SHAPES['micro'])
+    asked.append((args.task, shape, len(rework([PAIR])[0]['prompt'])))
+    # A step of 2 s and 10 GFLOP; all others of 3 s, 5 CPU seconds and 20 GFLOP.
+    seconds, cpu, gflop = (2.0, 4.0, 10.0) if len(asked) == 1 else (3.0, 5.0, 20.0)
+    row = {'step_seconds': seconds, 'cpu_seconds': cpu, 'gflops_per_second': gflop / seconds}
+    return {'ours': row | {'scored_per_second': 7.0}, 'setting': 'Here.'}
+
+  monkeypatch.setattr(bench, 'measure', once)
+  out = tmp_path / 'out.json'
+  bench.main(['scaling', '--preset=micro', f'--json={out}'])
+  first, *others = json.loads(out.read_text())['runs']
+  assert (first['arithmetic'], first['cpu_cost_over_arithmetic']) == (1.0, 1.0)
+  for run in others:
+    assert run['cost'] == pytest.approx(1.5) and run['arithmetic'] == pytest.approx(2.0)
+    assert run['cpu_cost_over_arithmetic'] == pytest.approx(1.25 / 2)
+  base = SHAPES['micro']
+  deep = {'num_layers': 2 * models.preset('tiny').num_layers}
+  assert asked == [
+    ('dpo', base, 3),
+    ('dpo', base._replace(batch=8), 3),
+    ('dpo', base._replace(max_length=128), 6),
+    ('dpo', base._replace(overrides=deep), 3),
+  ]
+  asked.clear()
+  bench.main(['batches', '--preset=micro'])
+  assert [(task, shape.prompts) for task, shape, _ in asked] == [
+    ('decode', n) for n in series.PROMPTS
+  ]
 
 
 def test_a_ratio_is_of_medians_and_its_spread_of_rounds_side_by_side():

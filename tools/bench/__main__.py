@@ -4,6 +4,8 @@
   python -m tools.bench dpo --preset cpu-6m --against trl
   python -m tools.bench dpo --against trl --data hh.jsonl.gz --tokenizer <folder> --reference table
   python -m tools.bench grpo --against trl --json out.json
+  python -m tools.bench scaling                    cost of twice the work against its arithmetic
+  python -m tools.bench batches                    decoding at several batch sizes
 
 Both sides get the same weights, tokens, batches, precision and optimiser, and take turns. With
 --write the table goes into docs/performance.md.
@@ -11,12 +13,13 @@ Both sides get the same weights, tokens, batches, precision and optimiser, and t
 
 import argparse
 import datetime
+import functools
 import json
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +30,9 @@ import numpy as np
 from jaxpref import models
 from jaxpref.models import Model
 from jaxpref.train.throughput import PEAK
-from tools.bench import figures, pairs, table
+from tools.bench import figures, pairs, series, table
 from tools.bench.pairs import Pair
-from tools.bench.shapes import BETA, KL, OPTIMIZER, SAMPLED, SHAPES, TASKS, Shape
+from tools.bench.shapes import BETA, KL, OPTIMIZER, REFERRING, SAMPLED, SHAPES, TASKS, Shape
 from tools.bench.workers import PEERS, Failed, Worker, alternate, install, lacking
 
 
@@ -39,12 +42,14 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('task', choices=(*TASKS, 'install'))
+  parser.add_argument('task', choices=(*TASKS, *series.SERIES, 'install'))
   parser.add_argument('--preset', choices=SHAPES, default='cpu-6m')
   parser.add_argument('--against', default='', help=f'peers, by commas: {", ".join(PEERS)}')
   parser.add_argument('--data', default='', help='pairs, as JSONL or any source; default: made up')
   parser.add_argument('--tokenizer', default='byte', help="of --data: 'byte' or a folder")
-  parser.add_argument('--reference', choices=('live', 'table'), default='live', help='of dpo')
+  parser.add_argument(
+    '--reference', choices=('live', 'table'), default='live', help='of dpo and kto'
+  )
   parser.add_argument('--remat', choices=('', 'full'), default='', help='keep fewer activations')
   parser.add_argument('--batch', type=int, default=0, help="examples a step; 0: the preset's")
   parser.add_argument('--cores', type=int, default=0, help='of each worker (Linux); 0: all')
@@ -69,23 +74,40 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     for name in args.against:
       install(name)
     return None
+  if args.task in series.SERIES:
+    result = series.measure(args, functools.partial(measure, names=['ours']))
+    print(series.section(result))
+    finish(args, result, functools.partial(table.write, section=series.section))
+    return result
   names = ['ours']
   for name in args.against:
     how = lacking(name)
     print(f'skipped {how}') if how else names.append(name)
   result = measure(args, names)
   print(table.section(result))
-  if args.json:
-    args.json.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
-  if args.write:
-    table.write(result)
+  finish(args, result, table.write)
   return result
 
 
-def measure(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-  """Runs the workers; returns the result that is printed and written."""
+def finish(args: argparse.Namespace, result: dict[str, Any], write: Callable) -> None:
+  if args.json:
+    args.json.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+  if args.write:
+    write(result)
+
+
+def measure(
+  args: argparse.Namespace,
+  names: Sequence[str],
+  change: Callable[[Shape], Shape] = lambda shape: shape,
+  rework: Callable[[list[Pair]], list[Pair]] = lambda rows: rows,
+) -> dict[str, Any]:
+  """Runs the workers; returns the result that is printed and written.
+
+  `change` and `rework` make other work of the preset's shape and of its pairs.
+  """
   shape = SHAPES[args.preset]
-  shape = shape._replace(batch=args.batch or shape.batch)
+  shape = change(shape._replace(batch=args.batch or shape.batch))
   config = models.preset(shape.model, **shape.overrides, num_labels=int(args.task == 'reward'))
   steps = args.warm + args.rounds * args.steps
   per_step = shape.prompts if args.task in SAMPLED else shape.batch
@@ -93,6 +115,9 @@ def measure(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     rows = pairs.from_file(args.data, args.tokenizer, steps * per_step, shape.max_length)
   else:
     rows = pairs.made_up(steps * per_step, config.vocab_size, shape.max_length)
+  rows = rework(rows)
+  if args.task == 'kto':
+    rows = pairs.labelled(rows, shape.batch, shape.max_length)
   before = os.getloadavg()[0]
   with tempfile.TemporaryDirectory() as place:
     model, params = models.init(config, jax.random.key(0))
@@ -120,14 +145,14 @@ def measure(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
   ours = made.pop('ours')
   peers = {name: compare(args.task, ours, row) for name, row in made.items()}
   first = next(iter(peers.values()), {'peer': None, 'ratio': None, 'spread': None})
-  what = args.reference if args.task == 'dpo' else ''
+  what = args.reference if args.task in REFERRING else ''
   cores = args.cores and f'{args.cores}-core'
   parts = (args.task, args.preset, what, args.remat and 'remat', cores)
   key = ' '.join(filter(None, parts))
   return {
     'key': key,
     'title': title(args),
-    'unit': 'completions' if args.task in SAMPLED else 'pairs',
+    'unit': units(args.task),
     'warm': args.warm,
     'rounds': args.rounds,
     'setting': described,
@@ -174,9 +199,13 @@ def compare(task: str, ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str
   }
 
 
+def units(task: str) -> str:
+  return 'completions' if task in SAMPLED else 'examples' if task == 'kto' else 'pairs'
+
+
 def title(args: argparse.Namespace) -> str:
   words = [args.task, args.preset]
-  if args.task == 'dpo':
+  if args.task in REFERRING:
     words.append(
       {'live': 'reference in the step', 'table': 'reference from a table'}[args.reference]
     )
@@ -197,7 +226,7 @@ def setting(
 ) -> str:
   """What was run where, in a paragraph."""
   c = model.config
-  work = f'{shape.batch} pairs of at most {shape.max_length} tokens a step'
+  work = f'{shape.batch} {units(args.task)} of at most {shape.max_length} tokens a step'
   if args.task in SAMPLED:
     work = (
       f'{shape.prompts} prompts x {shape.samples} completions of {shape.new_tokens} tokens a step'

@@ -12,6 +12,7 @@ from tools.bench.shapes import SAMPLED, Shape
 
 PASSES = {  # forward passes' worth of FLOPs that a unit of work needs; a backward pass is two
   'dpo': 3,
+  'kto': 3,  # of the labelled completions; those that its reference point reads count nothing
   'sft': 3,
   'reward': 3,
   'grpo': 5,  # sampling, the reference, forward and backward
@@ -26,6 +27,8 @@ def useful(task: str, shape: Shape, pairs: Sequence[Pair]) -> Work:
   if task in SAMPLED:
     prompts = [min(size, shape.max_prompt) for size in prompts]
     completions = [[shape.new_tokens] * shape.samples for _ in pairs]
+  elif task == 'kto':
+    completions = [[len(pair['completion'])] for pair in pairs]
   elif task == 'sft':
     completions = [[len(pair['chosen'])] for pair in pairs]
   else:
@@ -46,8 +49,8 @@ def _triangle(n: int) -> int:
 def flops(task: str, model: Model, work: Work) -> float:
   """Model FLOPs of `work`: weights of the layers (never of embeddings), attention, the head.
 
-  The head counts on scored tokens, and a score instead of a head counts nothing. A reference of
-  DPO counts nothing either: it can be read from a table.
+  The head counts on scored tokens, and a score instead of a head counts nothing. A reference
+  counts nothing either: it can be read from a table.
   """
   forward = train_flops(model, work) / 3
   if task == 'reward':

@@ -18,7 +18,7 @@ from jaxpref.data.examples import Example
 from jaxpref.decoding import sample_groups
 from jaxpref.log_probs import log_probs
 from jaxpref.models import Model
-from jaxpref.objectives import bradley_terry, dpo, parse, sft
+from jaxpref.objectives import bradley_terry, dpo, kto, parse, sft
 from jaxpref.rewards import Term
 from jaxpref.rollout.estimators import group_baseline
 from jaxpref.rollout.prompts import Prompts
@@ -99,17 +99,32 @@ def offline(
   return lambda: trainer(next(ahead)[1])
 
 
-def dpo_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
-  dataset = dataset_of(job, 'chosen', 'rejected')
+def referring(job: Job, model: Model, params: Params, notes: Notes, objective, dataset) -> Step:
+  """Steps of a loss with a reference, in the step or from a table."""
   tables = {}
   if job['reference'] == 'table':
     clock = protocol.Clock()
     with tempfile.TemporaryDirectory() as folder:
       tables['ref_logps'] = reference.build(model, params, dataset, folder)
     notes['table_seconds'] = clock.read()['seconds']
-  objective = dpo(beta=job['beta'])
   live = job['reference'] == 'live'
   return offline(job, model, params, notes, objective, dataset, tables, live)
+
+
+def dpo_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
+  dataset = dataset_of(job, 'chosen', 'rejected')
+  return referring(job, model, params, notes, dpo(beta=job['beta']), dataset)
+
+
+def kto_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
+  examples = []
+  for one in job['pairs']:
+    candidates = tuple(np.array(one[part], np.int32) for part in ('completion', 'other'))
+    scored = tuple(np.ones(len(candidate), bool) for candidate in candidates)
+    extras = {'label': 1.0 if one['label'] else -1.0, 'mismatched': 1.0}
+    examples.append(Example(np.array(one['prompt'], np.int32), candidates, scored, extras))
+  dataset = data.from_examples(examples)
+  return referring(job, model, params, notes, kto(beta=job['beta']), dataset)
 
 
 def sft_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
@@ -190,6 +205,7 @@ def decode_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
 
 STEPS: dict[str, Callable[[Job, Model, Params, Notes], Step]] = {
   'dpo': dpo_step,
+  'kto': kto_step,
   'sft': sft_step,
   'reward': reward_step,
   'grpo': grpo_step,

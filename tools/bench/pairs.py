@@ -49,3 +49,23 @@ def from_file(source: str, tokenizer: str, count: int, max_length: int) -> list[
     named = zip(('prompt', 'chosen', 'rejected'), parts, strict=True)
     pairs.append({name: part.tolist() for name, part in named})
   return pairs
+
+
+def labelled(pairs: list[Pair], batch: int, max_length: int) -> list[dict[str, Any]]:
+  """Chosen and rejected completions in turn, as KTO reads them, `batch` at a time.
+
+  `other` is the completion of the example before, of the batch's last for its first, cut where with
+  the prompt it would be longer than `max_length`: TRL's way to mismatch them.
+  """
+  kinds = ('chosen', 'rejected')
+  own = [pair[kinds[i % 2]] for i, pair in enumerate(pairs)]
+  examples = []
+  for i, pair in enumerate(pairs):
+    start = i - i % batch
+    lender = i - 1 if i > start else min(start + batch, len(pairs)) - 1
+    other = own[lender][: max_length - len(pair['prompt'])]
+    label = kinds[i % 2] == 'chosen'
+    examples.append(
+      {'prompt': pair['prompt'], 'completion': own[i], 'other': other, 'label': label}
+    )
+  return examples

@@ -39,12 +39,13 @@ SHAPES = {
   ),
 }  # fmt: skip
 
-TASKS = ('dpo', 'sft', 'reward', 'grpo', 'decode', 'logprobs')
+TASKS = ('dpo', 'kto', 'sft', 'reward', 'grpo', 'decode', 'logprobs')
+REFERRING = ('dpo', 'kto')  # tasks with a reference, in the step or from a table
 SAMPLED = ('grpo', 'decode')  # tasks whose work is completions, not pairs
 
 # The same arithmetic everywhere: AdamW at a constant rate after clipping by global norm.
 OPTIMIZER = {
   'learning_rate': 5e-5, 'weight_decay': 0.0, 'b1': 0.9, 'b2': 0.999, 'eps': 1e-8, 'clip': 1.0,
 }  # fmt: skip
-BETA = 0.1  # of DPO
+BETA = 0.1  # of DPO and KTO
 KL = 0.04  # of GRPO

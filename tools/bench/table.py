@@ -1,6 +1,6 @@
 """The tables in docs/performance.md: a section for each piece of work, replaced when run again."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,12 @@ COLUMNS = (
 def section(result: Mapping[str, Any]) -> str:
   """The markdown of one result, as `__main__` makes it."""
   heads = [head.format(unit=result['unit']) for head, *_ in COLUMNS]
-  lines = [f'### {result["title"]}', '', _row(['', *heads]), _row(['---'] * (len(heads) + 1))]
+  lines = [f'### {result["title"]}', '', row(['', *heads]), row(['---'] * (len(heads) + 1))]
   sides = {'ours': result['ours'], **{name: one['peer'] for name, one in result['peers'].items()}}
   for name, side in sides.items():
     values = [(side.get(key), form) for _, key, form in COLUMNS]
     cells = ['–' if value is None else form.format(value) for value, form in values]
-    lines.append(_row([NAMES.get(name, name), *cells]))
+    lines.append(row([NAMES.get(name, name), *cells]))
   lines.append('')
   for name, one in result['peers'].items():
     least, most = one['spread']
@@ -53,7 +53,9 @@ def section(result: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def write(result: Mapping[str, Any], page: Path = PAGE) -> None:
+def write(
+  result: Mapping[str, Any], page: Path = PAGE, section: Callable[[Mapping], str] = section
+) -> None:
   """Puts the section into the page, in the place of an older one of the same work."""
   begin, end = BEGIN.format(result['key']), END.format(result['key'])
   text = page.read_text(encoding='utf-8') if page.exists() else '# Performance\n'
@@ -69,5 +71,5 @@ def write(result: Mapping[str, Any], page: Path = PAGE) -> None:
   page.write_text(text, encoding='utf-8')
 
 
-def _row(cells: list[str]) -> str:
+def row(cells: list[str]) -> str:
   return '| ' + ' | '.join(cells) + ' |'

@@ -1,8 +1,9 @@
 """TRL's side of the bench, run by the Python of its own environment: `trl_worker.py job.json`.
 
 A job is a JSON object: task, model (a Hugging Face folder), pairs (lists of token ids: prompt,
-chosen, rejected), batch, max_length, steps, dtype, optimizer, beta, reference ('live' or 'table'),
-remat, and for samples: prompts, samples, new_tokens, max_prompt, kl.
+chosen, rejected; of KTO prompt, completion, other, and a label), batch, max_length, steps, dtype,
+optimizer, beta, reference ('live' or 'table'), remat, and for samples: prompts, samples,
+new_tokens, max_prompt, kl.
 """
 
 import json
@@ -161,6 +162,36 @@ def dpo_trainer(job, turns):
   return trainer
 
 
+def kto(job):
+  turns = Turns()
+  table = job['reference'] == 'table'
+  rows = [
+    {
+      'prompt_ids': one['prompt'],
+      'completion_ids': one['completion'],
+      'KL_completion_ids': one['other'],
+      'label': one['label'],
+    }
+    for one in job['pairs']
+  ]
+  args = trl.KTOConfig(
+    beta=job['beta'], max_length=job['max_length'], precompute_ref_log_probs=table, **settings(job)
+  )
+  model = load(job)
+  clock = protocol.Clock()
+  trainer = watched(trl.KTOTrainer, turns, _prepare_dataset=as_is, _get_train_sampler=in_order)(
+    model=model,
+    ref_model=None if table else load(job),
+    args=args,
+    train_dataset=Dataset.from_list(rows),
+    processing_class=words(model.config.vocab_size),
+    callbacks=[turns],
+  )
+  if table:
+    turns.notes['table_seconds'] = clock.read()['seconds']
+  train(trainer, turns)
+
+
 def dpo(job):
   turns = Turns()
   train(dpo_trainer(job, turns), turns)
@@ -294,6 +325,7 @@ def decode(job):
 
 TASKS = {
   'dpo': dpo,
+  'kto': kto,
   'sft': sft,
   'reward': reward,
   'grpo': grpo,
