@@ -38,8 +38,9 @@ class Program(NamedTuple):
   begin: Callable[[Params], TrainState]
   state: TrainState
   reference: Params
-  step: Callable
+  step: Any
   hparams: Hparams
+  chunk: int
 
 
 def assemble(
@@ -78,7 +79,8 @@ def assemble(
       jax.sharding.NamedSharding(mesh, jax.P()),
     ),
   )
-  return Program(begin, state, reference, step, Hparams(objective, scalars, config.ema, sync))
+  hparams = Hparams(objective, scalars, config.ema, sync)
+  return Program(begin, state, reference, step, hparams, chunk)
 
 
 def optimizer_scalars(c: ConfigDict, steps: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ COMMANDS = {
   'eval': "an objective's metrics of a trained model on held-out data",
   'generate': 'complete prompts',
   'export': 'write a trained model as a Hugging Face folder',
+  'plan': 'what a run would take on a slice of TPUs or GPUs, before it is paid for',
   'launch': 'run a command on TPU VMs, GKE, SLURM or several local processes',
   'data': 'look at data (inspect) or find what is wrong with it (lint)',
 }

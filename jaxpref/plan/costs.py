@@ -7,7 +7,7 @@ kernel written by hand is an opaque call, and counts what it says it costs (`pl.
 import functools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from jaxpref.plan.hlo import HBM, HOST, Array, Computation, Instruction, Program, Step, read
@@ -81,11 +81,16 @@ class Costs(NamedTuple):
     return found
 
 
-def count(program: str | Program, unknown: float = 1) -> Costs:
+def count(
+  program: str | Program,
+  unknown: float = 1,
+  price: Callable[[Instruction], float | None] = lambda one: None,
+) -> Costs:
   """The costs of a program, given as `compiled.as_text()` or read already.
 
   Args:
     unknown: turns of a loop that only running it would tell, such as a sampler's.
+    price: the FLOPs of one call of a kernel that does not say them; None where it is not known.
   """
   program = read(program) if isinstance(program, str) else program
   flops = hbm = host = 0.0
@@ -99,6 +104,7 @@ def count(program: str | Program, unknown: float = 1) -> Costs:
       flops += step.times * product_flops(one, step.computation)
     elif one.opcode == 'custom-call' and _target(one) in KERNELS:
       said = _estimate(one)
+      said = price(one) if said is None else said
       name = one.op_name.rpartition('/')[2] or one.name
       times, known = kernels.get(name, (0.0, 0.0))
       total = None if said is None or known is None else known + step.times * said

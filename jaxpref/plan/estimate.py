@@ -1,0 +1,117 @@
+"""What a step would take by arithmetic on shapes alone: memory by part, FLOPs, messages.
+
+Good to about a fifth where a compiled program was there to compare; state is exact. `compiled`
+counts instead.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxpref.log_probs import ActorCritic, policy_of
+from jaxpref.models import Model
+from jaxpref.program import Program
+from jaxpref.train.throughput import train_flops, work
+from jaxpref.typing import Batch
+
+STATE = ('parameters', 'optimizer', 'average', 'reference')
+
+
+class Sizes(NamedTuple):
+  """Of a step. `tokens` and `scored` are slots of one data group and one microbatch."""
+
+  tokens: int
+  scored: int
+  microbatches: int
+  chunk: int
+
+
+def sizes(batch: Batch, chunk: int) -> Sizes:
+  rows = [r.tokens.shape for r in batch.rows]  # [M, G, R, L]
+  return Sizes(
+    sum(shape[2] * shape[3] for shape in rows),
+    batch.scored.at.shape[-1],
+    batch.fields['mask'].shape[0],
+    chunk,
+  )
+
+
+def state_bytes(program: Program, *, live: bool) -> tuple[dict[str, int], int]:
+  """(bytes of a chip's memory by part, bytes of the host's memory), of what a step is given."""
+  state = program.state
+  reference = program.reference if live or state.reference is not None else None
+  parts = dict(zip(STATE, (state.params, state.opt_state, state.ema, reference), strict=True))
+  near = {name: _bytes(tree, False) for name, tree in parts.items()}
+  return {k: v for k, v in near.items() if v}, sum(_bytes(tree, True) for tree in parts.values())
+
+
+def _bytes(tree: Any, host: bool) -> int:
+  return sum(
+    int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
+    if (x.sharding.memory_kind == 'pinned_host') == host
+  )
+
+
+def temporaries(model: Model, given: Sizes, mesh: Mapping[str, int]) -> dict[str, float]:
+  """Bytes of a chip's memory that a step needs on top of its state, by part."""
+  c, width = model.config, np.dtype(model.dtype).itemsize
+  tensor, shards = mesh['tensor'], mesh['fsdp'] * mesh['tensor']
+  tokens = given.tokens / mesh['context']
+  count = sum(x.size for x in jax.tree.leaves(model.param_shapes()))
+  layer = sum(x.size for x in jax.tree.leaves(model.param_shapes()['layers'])) / c.num_layers
+  inner, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  mlp = c.mlp_width * max(1, c.experts_per_token)
+  outputs = (inner + 2 * keys + (1 + c.gated) * mlp) / tensor + 2 * c.width
+  everything = 2 * outputs + 4 * c.width
+  kept = {None: everything, 'dots': outputs + c.width, 'full': c.width, 'offload': 0}[model.remat]
+  return {
+    'gradients': 4 * count / shards * (2 if given.microbatches > 1 else 1),
+    'activations': tokens * width * kept * c.num_layers,
+    'a layer at work': 2 * tokens * width * everything + 2 * layer * width / tensor,
+    'the head': (
+      3 * 4 * min(given.chunk, given.scored) * c.vocab_size / tensor
+      + 2 * width * c.width * c.vocab_size / tensor
+    ),
+  }
+
+
+def flops(
+  model: Model | ActorCritic, batch: Batch, chips: int, *, live: bool
+) -> tuple[float, float]:
+  """(FLOPs of a chip, those of them that are useful): recomputation and a reference are not."""
+  actor = policy_of(model)
+  todo = work(batch)
+  useful = train_flops(actor, todo) / chips
+  padded = todo._replace(tokens=todo.computed)
+  body = padded.tokens * actor.flops_per_token(todo.context)
+  projections = padded.tokens * actor.flops_per_token(0)
+  again = {None: 0.0, 'dots': body - projections, 'full': body, 'offload': body}[actor.remat]
+  head = todo.scored * actor.head_flops_per_token
+  total = 3 * body + again + 4 * head + (body + head if live else 0)
+  if isinstance(model, ActorCritic) and not model.shared:
+    total += 3 * padded.tokens * model.critic.flops_per_token(todo.context) + again
+  return total / chips, useful
+
+
+def messages(
+  model: Model, given: Sizes, mesh: Mapping[str, int], *, live: bool
+) -> dict[str, float]:
+  """Bytes by kind, as `costs.Collective` has them.
+
+  Weights are gathered for each pass over them and gradients summed once; with `tensor`, the output
+  of every sub-layer is summed forward, and the gradient of its input backward.
+  """
+  c, width = model.config, np.dtype(model.dtype).itemsize
+  count = sum(x.size for x in jax.tree.leaves(model.param_shapes())) / mesh['tensor']
+  found = {'all-gather': 0.0, 'all-reduce': 0.0}
+  if mesh['fsdp'] > 1:
+    found['all-gather'] = given.microbatches * (2 + live) * width * count
+  if mesh['fsdp'] * mesh['data'] > 1:
+    found['all-reduce'] = given.microbatches * width * count
+  if mesh['tensor'] > 1:
+    states = given.microbatches * given.tokens * c.width * width
+    found['all-reduce'] += (4 + 2 * live) * c.num_layers * states
+  return {kind: size for kind, size in found.items() if size}

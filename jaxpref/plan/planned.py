@@ -1,0 +1,277 @@
+"""A plan: what one training step of a config would take on a slice of chips, per chip."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jaxpref import models, program, sharding
+from jaxpref.log_probs import DIVERGENCES, REWARDS, policy_of
+from jaxpref.models import ATTENTION, Model
+from jaxpref.objectives import parse
+from jaxpref.plan import batch as batches
+from jaxpref.plan import chips, costs, estimate
+from jaxpref.plan.chips import Topology
+from jaxpref.plan.hlo import Instruction
+from jaxpref.train import policy
+from jaxpref.train.throughput import work
+from jaxpref.typing import Batch
+
+STEPS = 1000  # of the run; only its schedule depends on it
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """Per chip unless said; `memory` in bytes by part, `messages` kind -> (count, bytes)."""
+
+  model: str
+  objective: str
+  topology: str
+  mesh: dict[str, int]
+  source: str  # 'compiled' or 'estimated'
+  examples: int  # a step, over all chips
+  tokens: int  # of them, each prompt once
+  parameters: int
+  setting: dict[str, Any]
+  memory: dict[str, float]
+  host: float
+  capacity: float
+  flops: float
+  useful: float
+  traffic: float | None
+  messages: dict[str, tuple[float, float]]
+  wire: float
+  kernels: dict[str, tuple[float, float | None]]
+  compile_seconds: float | None
+  versions: dict[str, str]
+  date: str
+  price: float | None = None  # of a chip for an hour
+
+  @property
+  def chips(self) -> int:
+    return int(np.prod(list(self.mesh.values())))
+
+  @property
+  def total(self) -> float:
+    return sum(self.memory.values())
+
+  @property
+  def fits(self) -> bool:
+    return self.total <= self.capacity
+
+  @property
+  def bounds(self) -> dict[str, float]:
+    """Seconds of a step, at least, by what they are spent on."""
+    peaks = chips.parse(self.topology).peaks
+    found = {'compute': self.flops / peaks.flops, 'links': self.wire / peaks.links}
+    if self.traffic is not None:
+      found['memory'] = self.traffic / peaks.bandwidth
+    return found
+
+  @property
+  def seconds(self) -> float:
+    """Of a step, at least: all bounds at once, none of them waiting for another."""
+    return max(self.bounds.values())
+
+  @property
+  def mfu(self) -> float:
+    """Share of peak that useful FLOPs take, at most."""
+    return self.useful / (self.seconds * chips.parse(self.topology).peaks.flops)
+
+  @property
+  def cost_per_million(self) -> float | None:
+    """Of a million examples, at least, in the price's money."""
+    if self.price is None:
+      return None
+    return self.price * self.chips * self.seconds / 3600 / self.examples * 1e6
+
+  def as_json(self) -> dict[str, Any]:
+    derived = ('chips', 'total', 'fits', 'bounds', 'seconds', 'mfu', 'cost_per_million')
+    rates = {
+      'tokens_per_second': self.tokens / self.seconds,
+      'examples_per_second': self.examples / self.seconds,
+    }
+    return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived} | rates
+
+
+def make(
+  config: ConfigDict,
+  topology: Topology,
+  tokens: tuple[int, ...],
+  *,
+  analytic: bool = False,
+  price: float | None = None,
+  keep: Callable[[str], None] = lambda text: None,
+) -> Plan:
+  """The plan of `config` on `topology`.
+
+  Args:
+    tokens: of an example's prompt, then of its candidates.
+    analytic: by arithmetic alone; else the step is compiled for the topology.
+    price: of a chip for an hour.
+    keep: called with the compiled program's text.
+
+  Raises:
+    ValueError: what a run would raise, or a topology that there is not.
+    ImportError: the compiler for it is not installed.
+  """
+  if not topology.tpu and not analytic:
+    analytic = True  # nobody but the GPU itself compiles for it
+  objective = parse(config.objective, imports=tuple(config.imports))
+  shape = mesh_sizes(config.mesh, topology.chips)
+  mesh: Any = jax.sharding.AbstractMesh(
+    tuple(shape.values()), tuple(shape), axis_types=(jax.sharding.AxisType.Auto,) * len(shape)
+  )
+  if not analytic:
+    mesh = sharding.make_mesh(config.mesh.to_dict(), chips.devices(topology))
+  model = describe(config, topology)
+  reads = bool(objective.fields & {'ref_logps', *DIVERGENCES})
+  live = reads and config.reference == 'live' and not config.reference_sync.every
+  made = program.assemble(config, objective, model, STEPS, mesh, live=live)
+  host_batch = batches.make(
+    config, objective, tokens, sharding.groups(mesh), live=reads and config.reference == 'live'
+  )
+  given = estimate.sizes(host_batch, made.chunk)
+  memory, host = estimate.state_bytes(made, live=live)
+  actor = policy_of(model)
+  flops, useful = estimate.flops(model, host_batch, topology.chips, live=reads and live)
+  plan = Plan(
+    model=config.model,
+    objective=config.objective,
+    topology=topology.name,
+    mesh=shape,
+    source='estimated',
+    examples=config.batch.size,
+    tokens=work(host_batch).tokens,
+    parameters=sum(x.size for x in jax.tree.leaves(model.param_shapes())),
+    setting={
+      'lengths': list(tokens),
+      'microbatches': given.microbatches,
+      'rows': [list(rows.tokens.shape[2:]) for rows in host_batch.rows],
+      'scored slots': given.scored,
+      'remat': actor.remat or 'none',
+      'attention': actor.attention_name,
+      'dtype': np.dtype(actor.dtype).name,
+      'moments': config.optimizer.dtype,
+      'reference': config.reference + (' on the host' if host else '') if reads else 'none',
+    },
+    memory=memory | estimate.temporaries(actor, given, shape),
+    host=host,
+    capacity=topology.peaks.memory,
+    flops=flops,
+    useful=useful,
+    traffic=None,
+    messages={},
+    wire=0.0,
+    kernels={},
+    compile_seconds=None,
+    versions={name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax')},
+    date=str(datetime.date.today()),
+    price=price,
+  )
+  if analytic:
+    sent = estimate.messages(actor, given, shape, live=live)
+    return dataclasses.replace(
+      plan,
+      messages={kind: (0, size) for kind, size in sent.items()},
+      wire=sum(size * (2 if kind == 'all-reduce' else 1) for kind, size in sent.items()),
+    )
+  state = made.state._replace(reference=made.reference) if live else made.state
+  arguments = batches.abstract(host_batch, sharding.batch_sharding(mesh))
+  with jax.set_mesh(mesh):
+    began = time.monotonic()
+    compiled = made.step.lower(state, arguments, made.hparams).compile()
+    seconds = time.monotonic() - began
+  text = compiled.as_text()
+  keep(text)
+  found = costs.count(text, price=attention_price(actor, host_batch))
+  return dataclasses.replace(
+    plan,
+    source='compiled',
+    memory=memory | compiled_memory(compiled.memory_analysis(), sum(memory.values())),
+    flops=found.flops,
+    traffic=found.hbm,
+    messages=found.by_kind(),
+    wire=sum(one.wire for one in found.collectives),
+    kernels=found.kernels,
+    compile_seconds=seconds,
+    versions=plan.versions | chips.versions(),
+  )
+
+
+def describe(config: ConfigDict, topology: Topology) -> Model:
+  """The model of `config` as it would be on `topology`; a preset keeps its own vocabulary."""
+  if config.model.startswith(policy.PRESET) and not config.tokenizer:
+    model = Model(models.preset(config.model.removeprefix(policy.PRESET)))
+  else:
+    model = policy.describe(config.model, policy.find_tokenizer(config.model, config.tokenizer))
+  kernel = topology.tpu and config.mesh.context == 1
+  attention = config.attention
+  if attention == 'auto':
+    attention = 'kernel' if kernel else 'blocked'
+  if attention not in ATTENTION:
+    raise ValueError(f'config.attention must be auto or one of {", ".join(ATTENTION)}')
+  model = model.replace(
+    dtype=jnp.dtype('bfloat16' if config.dtype == 'auto' else config.dtype),
+    remat=config.remat or None,
+    attention=ATTENTION[attention],
+  )
+  scores = REWARDS in parse(config.objective, imports=tuple(config.imports)).fields
+  return policy.scored(model) if scores else model
+
+
+def mesh_sizes(given: ConfigDict, count: int) -> dict[str, int]:
+  """The sizes of the mesh's axes over `count` chips, -1 filled in."""
+  shape = {axis: int(given[axis]) for axis in sharding.AXES}
+  rest = int(np.prod([size for size in shape.values() if size != -1]))
+  shape = {axis: count // rest if size == -1 else size for axis, size in shape.items()}
+  if int(np.prod(list(shape.values()))) != count:
+    raise ValueError(f'config.mesh={shape} does not make {count} chips')
+  return shape
+
+
+def compiled_memory(found: Any, state: float) -> dict[str, float]:
+  """What the compiler adds to the state, by part."""
+  kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+  return {
+    'batch and outputs': max(0.0, kept - state),
+    'activations and temporaries': found.temp_size_in_bytes,
+    'code': found.generated_code_size_in_bytes,
+  }
+
+
+def attention_price(model: Model, batch: Batch) -> Callable[[Instruction], float | None]:
+  """FLOPs of a call of `models.kernel`: the pairs of tokens that see each other, nothing else.
+
+  The kernel works in tiles, so it does somewhat more. Its three calls are known by what they give:
+  the output with its sums of scores (two products), the queries' gradient (three), and the keys'
+  with the values' (four).
+  """
+  context, share = work(batch).context, model.config.num_heads / model.config.num_kv_heads
+
+  def price(one: Instruction) -> float | None:
+    size = float(np.prod(one.arrays[0].shape))
+    if len(one.arrays) == 1:
+      return 3 * 2 * context * size
+    if len(one.arrays) != 2:
+      return None
+    if one.arrays[0].shape == one.arrays[1].shape:
+      return 4 * 2 * context * size * share
+    return 2 * 2 * context * size
+
+  return price
+
+
+def with_values(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+  """A copy of `config` with some keys ('mesh.tensor') changed."""
+  copy = config.copy_and_resolve_references()
+  copy.unlock()
+  copy.update_from_flattened_dict(dict(values))
+  return copy.lock()
