@@ -7,7 +7,7 @@ from typing import Any
 from jaxpref.models.config import Config
 from jaxpref.models.rope import Rope
 
-_LLAMA3 = dict(vocab_size=128256, num_heads=32, num_kv_heads=8)
+_LLAMA3 = dict(vocab_size=128256, num_kv_heads=8)
 _QWEN = dict(vocab_size=151936, norm_eps=1e-6, rope=Rope(theta=1e6))
 _MISTRAL = dict(
   vocab_size=32000,
@@ -62,14 +62,34 @@ PRESETS: dict[str, dict[str, Any]] = {
   ),
   'llama3-8b': dict(
     **_LLAMA3,
+    num_heads=32,
     width=4096,
     num_layers=32,
     mlp_width=14336,
     max_positions=8192,
     rope=Rope(theta=5e5),
   ),
+  'llama3.1-8b': dict(
+    **_LLAMA3,
+    num_heads=32,
+    width=4096,
+    num_layers=32,
+    mlp_width=14336,
+    max_positions=131072,
+    rope=Rope.llama3(theta=5e5, factor=8.0),
+  ),
+  'llama3.1-70b': dict(
+    **_LLAMA3,
+    num_heads=64,
+    width=8192,
+    num_layers=80,
+    mlp_width=28672,
+    max_positions=131072,
+    rope=Rope.llama3(theta=5e5, factor=8.0),
+  ),
   'llama3.2-1b': dict(
     **_LLAMA3,
+    num_heads=32,
     width=2048,
     num_layers=16,
     mlp_width=8192,

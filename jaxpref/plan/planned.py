@@ -92,13 +92,17 @@ class Plan:
       return None
     return self.price * self.chips * self.seconds / 3600 / self.examples * 1e6
 
+  def as_record(self) -> dict[str, Any]:
+    """What `Plan(**record)` is made of."""
+    return dataclasses.asdict(self)
+
   def as_json(self) -> dict[str, Any]:
     derived = ('chips', 'total', 'fits', 'bounds', 'seconds', 'mfu', 'cost_per_million')
     rates = {
       'tokens_per_second': self.tokens / self.seconds,
       'examples_per_second': self.examples / self.seconds,
     }
-    return dataclasses.asdict(self) | {name: getattr(self, name) for name in derived} | rates
+    return self.as_record() | {name: getattr(self, name) for name in derived} | rates
 
 
 def make(
@@ -204,6 +208,12 @@ def make(
     compile_seconds=seconds,
     versions=plan.versions | chips.versions(),
   )
+
+
+def assembled(config: ConfigDict, topology: Topology, mesh: Any) -> program.Program:
+  """The program of `config` on `mesh`, with a live reference."""
+  model = describe(config, topology)
+  return program.assemble(config, parse(config.objective), model, STEPS, mesh, live=True)
 
 
 def describe(config: ConfigDict, topology: Topology) -> Model:
