@@ -88,7 +88,9 @@ def make(
   data = Lengths(tokens, config.batch.size, extras)
   tables = {} if live or 'ref_logps' not in objective.fields else {'ref_logps': _Zeros(tokens)}
   packing = Packing(row_lengths=tuple(config.batch.row_lengths))
-  return Batches(data, config.batch.size, 0, config.batch.microbatches, groups, packing, tables)[0]
+  return Batches(data, config.batch.size, None, config.batch.microbatches, groups, packing, tables)[
+    0
+  ]
 
 
 def abstract(batch: Batch, sharding: jax.sharding.Sharding) -> Batch:
