@@ -1,14 +1,19 @@
 """Per-token fields: the same whatever the packing, and never the logits of all tokens at once."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from jaxpref.data.batches import Batches, Packing
 from jaxpref.log_probs import DIVERGENCES, FIELDS, head, log_probs
 from jaxpref.models import init, preset
 from jaxpref.models.model import mask_layout
+from jaxpref.sharding import make_mesh, params_sharding
 from tests.worlds import random_pairs
 
 PACKINGS = {
@@ -199,6 +204,33 @@ def test_logits_of_all_tokens_are_never_held(fields):
   compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(params, states).compile()
   temporary = compiled.memory_analysis().temp_size_in_bytes
   assert temporary < 0.25 * slots * 8192 * 4, f'{temporary / 2**20:.0f} MiB of temporaries'
+
+
+@pytest.mark.parametrize('tied', [False, True])
+def test_a_vocabulary_in_shards_keeps_its_logits_in_shards(tied):
+  """Each of 4 devices has its quarter of a chunk's logits, and sums are what they exchange."""
+  mesh = make_mesh({'fsdp': 2, 'tensor': 4})
+  config = preset('tiny', vocab_size=1024, num_layers=1, tied=tied, logit_cap=30.0)
+  model, params = init(config, jax.random.key(0))
+  states = jax.random.normal(jax.random.key(1), (2, 48, 64))
+  targets = jax.random.randint(jax.random.key(2), (2, 48), 0, 1024)
+  fields = ('logps', 'entropy', 'logsumexp', 'log_sum_sq_probs')
+
+  def loss(params, states):
+    found = head(model, params, states, targets, fields, chunk=24)
+    return sum(jnp.sum(jnp.sin(x)) for x in found.values())
+
+  gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+  alone = gradient(params, states)
+  with jax.set_mesh(mesh):
+    placed = jax.device_put(params, params_sharding(mesh, params))
+    own = jax.device_put(states, NamedSharding(mesh, P(('data', 'fsdp'))))
+    text = gradient.lower(placed, own).compile().as_text()
+    jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), alone, gradient(placed, own)
+    )
+  chunks = set(re.findall(r'f32\[(?:\d+,)?24,(\d+)\]', text))
+  assert '256' in chunks and '1024' not in chunks
 
 
 def test_unknown_field(tiny):
