@@ -1,10 +1,14 @@
 """Loading: a source, or a mixture of them, read, tokenised and cached as a data set."""
 
+import collections
+import functools
 import json
 import logging
+import os
 import pathlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 import numpy as np
@@ -35,6 +39,9 @@ _LOADED_AS = {
   **dict.fromkeys(('completion', 'messages', 'text'), 'sft'),
 }
 _LOG = logging.getLogger(__name__)
+_THREADS = 8  # that tokenise, at most
+_AHEAD = 256  # records that are read before the first of them is wanted
+_Made = tuple[list[tuple[str, int, Example]], Counter[str]]  # (origin, prompt, example), counts
 _LISTED = 100  # bad lines that the report lists; it counts them all
 
 
@@ -116,39 +123,45 @@ def _tokenise(
   rows: list[tuple[str, int, Example]] = []
   record_kind = names = None
   among = _SERVES.get(kind, tuple(records.KINDS))
-  console = rich_console.Console(stderr=True)
-  for origin, value in progress.track(
-    source.records(bad),
-    description=markup.escape(f'tokenising {source.name}'),
-    console=console,
-    transient=True,
-    disable=not console.is_terminal,
-  ):
-    report['records'] += 1
+
+  def read(origin: str, value: Any) -> list[records.Record]:
+    nonlocal record_kind, names
+    value = conversations.canonical(origin, renames.rename(origin, value, columns))
+    record_kind = record_kind or records.infer_kind(origin, value, among)
+    found = _as_kind(records.read_record(origin, value, record_kind), kind)
+    report['dropped_ties'] += not found
+    names = sorted(found[0].extras) if names is None and found else names
+    for record in found:
+      if sorted(record.extras) != names:
+        raise DataError(
+          f'{origin}: it has the numbers {sorted(record.extras)}, others have {names}'
+        )
+    return found
+
+  def make(origin: str, found: list[records.Record]) -> _Made:
+    """In a thread; the tokenizer's work is outside Python's lock."""
+    counts: Counter[str] = Counter()
     try:
-      value = conversations.canonical(origin, renames.rename(origin, value, columns))
-      record_kind = record_kind or records.infer_kind(origin, value, among)
-      found = _as_kind(records.read_record(origin, value, record_kind), kind)
-      report['dropped_ties'] += not found
-      names = sorted(found[0].extras) if names is None and found else names
-      for record in found:
-        if sorted(record.extras) != names:
-          raise DataError(
-            f'{origin}: it has the numbers {sorted(record.extras)}, others have {names}'
-          )
+      made = [(_prompt_hash(r), examples.make_example(r, tokenizer, counts)) for r in found]
+    except (ValueError, RecursionError) as error:
+      raise DataError(f'{origin}: {error}') from error
+    cut = functools.partial(
+      examples.truncate, max_length=max_length, how=truncate, bos_id=tokenizer.bos_id, report=counts
+    )
+    shorter = [(origin, prompt, cut(example)) for prompt, example in made]
+    return [(o, p, e) for o, p, e in shorter if e is not None], counts
+
+  with futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+    for task in _in_order(pool, _steps(source, bad, report, read), make):
       try:
-        made = [(_prompt_hash(r), examples.make_example(r, tokenizer, report)) for r in found]
-      except (ValueError, RecursionError) as error:
-        raise DataError(f'{origin}: {error}') from error
-    except DataError as error:
-      if bad is None:
-        raise
-      bad.append(str(error))
-      continue
-    for prompt, example in made:
-      shorter = examples.truncate(example, max_length, truncate, tokenizer.bos_id, report)
-      if shorter is not None:
-        rows.append((origin, prompt, shorter))
+        made, counts = task()
+      except DataError as error:
+        if bad is None:
+          raise
+        bad.append(str(error))
+      else:
+        rows += made
+        report.update(counts)
   report['examples'] = len(rows)
   report['skipped'] = len(bad or ())
   summary = {**report, 'record_kind': record_kind, 'skipped_lines': (bad or [])[:_LISTED]}
@@ -159,6 +172,59 @@ def _tokenise(
     raise DataError(f'{source.name}: no usable example among the records; {dict(report)}{first}')
   loaded_as = kind if kind != 'auto' else _LOADED_AS[record_kind or '']
   return cache.collect(rows, {'kind': loaded_as, 'report': summary})
+
+
+def _steps(
+  source: sources.Source, bad: list[str] | None, report: Counter[str], read: Callable
+) -> Iterator[tuple[str, list[records.Record]] | DataError]:
+  """Each record as `read` understands it, or what is wrong with it, in the source's order."""
+  console = rich_console.Console(stderr=True)
+  noted: list[str] | None = None if bad is None else []
+  tracked = progress.track(
+    source.records(noted),
+    description=markup.escape(f'tokenising {source.name}'),
+    console=console,
+    transient=True,
+    disable=not console.is_terminal,
+  )
+  found = iter(tracked)
+  while True:
+    try:
+      item = next(found, None)
+    except DataError as error:  # the source ends with it, but what came before is looked at first
+      if bad is not None:
+        raise
+      yield error
+      return
+    yield from map(DataError, noted or ())
+    if noted:
+      noted.clear()
+    if item is None:
+      return
+    report['records'] += 1
+    try:
+      yield item[0], read(*item)
+    except DataError as error:
+      yield error
+
+
+def _in_order(
+  pool: futures.Executor, steps: Iterable, make: Callable
+) -> Iterator[Callable[[], '_Made']]:
+  """What gives, when called, the result of `make` on each step, some of them ahead."""
+  waiting: collections.deque[Callable[[], _Made]] = collections.deque()
+  for step in steps:
+    if isinstance(step, DataError):
+      waiting.append(functools.partial(_raise, step))
+    else:
+      waiting.append(pool.submit(make, *step).result)
+    if len(waiting) > _AHEAD:
+      yield waiting.popleft()
+  yield from waiting
+
+
+def _raise(error: Exception) -> '_Made':
+  raise error
 
 
 def _as_kind(record: records.Record, kind: str) -> list[records.Record]:
