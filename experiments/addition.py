@@ -233,7 +233,6 @@ def ask(adder: Adder, records: Sequence[Mapping[str, str]], temperature: float) 
     max_new_tokens=NEW_TOKENS,
     sampling=Sampling(temperature),
     batch_size=256,
-    check_every=NEW_TOKENS,
   )
   right = [
     found.text == record['answer'] and found.finish_reason == 'stop'

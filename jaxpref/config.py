@@ -54,6 +54,7 @@ def default() -> ml_collections.ConfigDict:
   rollout.top_k = 0  # 0: off
   rollout.top_p = 1.0  # 1: off
   rollout.min_p = 0.0  # 0: off
+  rollout.stop = ()  # strings that end a completion, as ('\n\n',); rewards see the text before them
   rollout.devices = 0  # that sample and do nothing else, off the mesh; 0: those that train
   rollout.slots = 0  # completions sampled side by side, hence the cache's size; 0: all at once
   rollout.epochs = 1  # passes over a rollout

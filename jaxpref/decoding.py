@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from jaxpref.models import Branches, Model, mask_layout
 from jaxpref.sampling import PLAIN, Samples, Sampling, choose, row_keys, stopping
+from jaxpref.stops import follow
 from jaxpref.typing import Array, Layout, Params
 
 
@@ -25,6 +26,7 @@ class Pool(NamedTuple):
   jobs: Array  # int32 [S], each slot's
   steps: Array  # int32 [S], tokens sampled of it
   tokens: Array  # int32 [S], what each slot reads next
+  states: Array  # int32 [S], of the automaton that looks for stop strings
   cache: Branches
   samples: Samples  # of all jobs, [B * K, T]
   handed_out: Array  # int32 [], how many jobs
@@ -47,6 +49,7 @@ def sample_groups(
   max_new_tokens: int,
   sampling: Sampling = PLAIN,
   stop_ids: Sequence[int] = (),
+  stops: Array | None = None,
 ) -> Samples:
   """K completions of each of B prompts: `sample` of every prompt K times over, k = 0 .. K-1.
 
@@ -70,7 +73,7 @@ def sample_groups(
     rollout: which round of sampling this is, for the random keys.
     max_new_tokens: T, at least 1.
     sampling: temperature and filters.
-    stop_ids: tokens that end a completion; they stay in it.
+    stop_ids, stops: what ends a completion, as in `sample`.
 
   Returns:
     Samples of [B, K, T], `finished` [B, K].
@@ -105,10 +108,11 @@ def sample_groups(
     positions = jnp.where(alive, starts[job // K] + pool.steps, 0)
     examples = jnp.where(alive, job + 1, 0)
     layout = Layout(positions[:, None], examples[:, None], jnp.zeros_like(positions[:, None]))
-    states, cache = model.hidden(params, pool.tokens[:, None], layout, pool.cache)
-    logits = model.unembed(params, states[:, 0])
+    hidden, cache = model.hidden(params, pool.tokens[:, None], layout, pool.cache)
+    logits = model.unembed(params, hidden[:, 0])
     tokens, logps, sampling_logps = choose(keys[job], pool.steps, logits, sampling)
-    stopped = stopping(tokens, stop_ids)
+    states, found = follow(stops, pool.states, tokens)
+    stopped = stopping(tokens, stop_ids) | found
     cell = pool.jobs, pool.steps  # out of range where idle
 
     def put(array, values):
@@ -127,6 +131,7 @@ def sample_groups(
       jobs=jnp.where(over, jobs, pool.jobs),
       steps=steps,
       tokens=tokens,
+      states=states,
       cache=cache,
       samples=samples,
     )
@@ -152,6 +157,7 @@ def sample_groups(
       jobs=pool.jobs.at[slot].set(job),
       steps=pool.steps.at[slot].set(0),
       tokens=pool.tokens.at[slot].set(last_tokens[prompt]),
+      states=pool.states.at[slot].set(0),
       cache=pool.cache._replace(prompts=pool.cache.prompts.with_row(slot, prompt_cache)),
       handed_out=pool.handed_out + 1,
       prompt=prompt,
@@ -162,6 +168,7 @@ def sample_groups(
     jobs=jnp.full(slots, jobs),
     steps=jnp.zeros(slots, jnp.int32),
     tokens=jnp.zeros(slots, jnp.int32),
+    states=jnp.zeros(slots, jnp.int32),
     cache=Branches(model.init_cache(slots, P), model.init_cache(slots, T)),
     samples=Samples(
       tokens=jnp.zeros((jobs, T), jnp.int32),

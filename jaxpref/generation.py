@@ -1,13 +1,11 @@
 """Text in, text out: encodes prompts, batches them by length, samples, and cuts at stop strings.
 
-The sampler (`jaxpref.sampling`) knows tokens only. A stop string may cross token borders, so it is
-looked for in the decoded text, every `check_every` tokens, and a batch ends as soon as all its rows
-have stopped; results do not depend on how often one looks.
+The sampler (`jaxpref.sampling`) knows tokens only, and ends a row with the token that completes a
+stop string; its text ends before the string, as vLLM's does (transformers leaves it in).
 """
 
-import bisect
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,6 +15,7 @@ import numpy as np
 
 from jaxpref import hosts, sharding
 from jaxpref import sampling as sampler
+from jaxpref import stops
 from jaxpref.models import Model
 from jaxpref.sampling import PLAIN, Sampling
 from jaxpref.typing import Params
@@ -69,7 +68,6 @@ def stream(
   stop: Sequence[str] = (),
   stop_ids: Sequence[int] = (),
   batch_size: int = 16,
-  check_every: int = 16,
   mesh: jax.sharding.Mesh | None = None,
 ) -> Iterator[Completion]:
   """Yields completions as batches end, shortest prompts first.
@@ -87,19 +85,16 @@ def stream(
     stop: strings that end a completion; the earliest counts, and the text ends before it.
     stop_ids: more tokens that end a completion.
     batch_size: completions sampled side by side.
-    check_every: tokens between two looks for stop strings.
     mesh: whose groups share the rows, and on which the parameters lie; None: one device. The axis
       `context` is not used: its devices all do the same.
 
   Raises:
     ValueError: for an empty prompt or stop string, or a prompt too long for the model's positions.
   """
-  if '' in stop:
-    raise ValueError(f'stop strings must not be empty, got {list(stop)!r}')
+  moves = stops.automaton(stop, tokenizer.pieces) if stop else None
   encoded = [encode(tokenizer, prompt, i) for i, prompt in enumerate(prompts)]
   check_lengths(model, encoded, max_new_tokens)
   ends = tuple(sorted({*stop_ids, *tokenizer.stop_ids}))
-  settings = {'sampling': sampling, 'stop_ids': ends}
   jobs = [(i, k) for i in range(len(prompts)) for k in range(num_samples)]
   jobs.sort(key=lambda job: len(encoded[job[0]]))
   B, place = min(batch_size, len(jobs)), lambda arrays: arrays
@@ -109,31 +104,28 @@ def stream(
     place = partial(hosts.place, sharding=over_groups)
   for batch in (jobs[at : at + B] for at in range(0, len(jobs), max(B, 1))):
     prompt_tokens, mask = pad_left([encoded[i] for i, _ in batch], B)
-    ids, k = np.array([*batch, *[(0, 0)] * (B - len(batch))], np.int32).T
-    prompt_tokens, mask, ids, k = place((prompt_tokens, mask, ids, k))
+    ids, ks = np.array([*batch, *[(0, 0)] * (B - len(batch))], np.int32).T
+    prompt_tokens, mask, ids, ks = place((prompt_tokens, mask, ids, ks))
     with _on(mesh):
-      decoding = sampler.start(
-        model, params, prompt_tokens, mask, seed=seed, ids=ids, k=k, rollout=rollout,
-        max_new_tokens=max_new_tokens, **settings,
+      samples = sampler.sample(
+        model, params, prompt_tokens, mask, seed=seed, ids=ids, k=ks, rollout=rollout,
+        max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=ends, stops=moves,
       )  # fmt: skip
-    texts = [partial(decode_after, tokenizer, encoded[i][-1]) for i, _ in batch]
-    while True:
-      samples = decoding.samples
-      found = hosts.whole((samples.tokens, samples.mask, samples.finished))
-      tokens, keep, finished = map(np.array, found)
-      rows = [row[kept].tolist() for row, kept in zip(tokens, keep, strict=True)]
-      for row in np.flatnonzero(~finished).tolist() if stop else ():
-        finished[row] = find_stop(texts[row](rows[row]), stop) is not None
-      step = int(hosts.whole(decoding.step))
-      if finished.all() or step == max_new_tokens:
-        break
-      decoding = decoding._replace(samples=samples._replace(finished=place(finished)))
-      until = step + check_every if stop else max_new_tokens
-      with _on(mesh):
-        decoding = sampler.advance(model, params, decoding, until=until, **settings)
-    logps = hosts.whole(decoding.samples.logps)
-    for row, job in enumerate(batch):
-      yield complete(job, rows[row], logps[row].tolist(), texts[row], stop, ends)
+    samples = hosts.whole(samples)
+    for row, (i, k) in enumerate(batch):
+      kept, finished = samples.mask[row], bool(samples.finished[row])
+      sampled = samples.tokens[row, kept].tolist()
+      text = text_before(sampled, partial(decode_after, tokenizer, encoded[i][-1]), ends, stop)
+      if not finished:
+        text = text.rstrip('\ufffd')  # the length limit may fall inside a character
+      yield Completion(
+        prompt=i,
+        k=k,
+        text=text,
+        tokens=tuple(sampled),
+        logps=tuple(samples.logps[row, kept].tolist()),
+        finish_reason='stop' if finished else 'length',
+      )
 
 
 def _on(mesh: jax.sharding.Mesh | None) -> contextlib.AbstractContextManager:
@@ -193,37 +185,12 @@ def pad_left(rows: Sequence[Sequence[int]], batch_size: int) -> tuple[np.ndarray
   return tokens, mask
 
 
-def find_stop(text: str, stop: Sequence[str]) -> int | None:
-  """Where the earliest stop string begins, or None."""
-  return min((at for at in map(text.find, stop) if at >= 0), default=None)
-
-
-def complete(
-  job: tuple[int, int],
+def text_before(
   tokens: Sequence[int],
-  logps: Sequence[float],
   text_of: Callable[[Sequence[int]], str],
+  stop_ids: Collection[int],
   stop: Sequence[str],
-  stop_ids: Sequence[int],
-) -> Completion:
-  """Decodes one row's tokens and cuts them where they first complete a stop string."""
-  ended = tokens[-1] in stop_ids
-  content = tokens[:-1] if ended else tokens
-
-  def stopped(n: int) -> bool:
-    return find_stop(text_of(content[:n]), stop) is not None
-
-  if stopped(len(content)):
-    tokens = content = content[: bisect.bisect_left(range(len(content)), True, key=stopped)]
-  text = text_of(content)
-  cut = find_stop(text, stop)
-  if cut is None and not ended:
-    text = text.rstrip('\ufffd')  # the length limit may fall inside a character
-  return Completion(
-    prompt=job[0],
-    k=job[1],
-    text=text[:cut],
-    tokens=tuple(tokens),
-    logps=tuple(logps[: len(tokens)]),
-    finish_reason='length' if cut is None and not ended else 'stop',
-  )
+) -> str:
+  """The text of a completion, before the stop token or the first stop string."""
+  text = text_of(tokens[:-1] if tokens and tokens[-1] in stop_ids else tokens)
+  return text[: stops.find(text, stop)]

@@ -10,7 +10,7 @@ import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
-from jaxpref import advantages, data, hosts, rewards, sharding
+from jaxpref import advantages, data, hosts, rewards, sharding, stops
 from jaxpref.evals.sampled import sampled
 from jaxpref.log_probs import DIVERGENCES, VALUES, ActorCritic, policy_of, policy_params
 from jaxpref.models import Model, brought_in
@@ -85,6 +85,7 @@ def prepare(
     actor,
     max_new_tokens=c.max_new_tokens,
     stop_ids=tuple(sorted(tokenizer.stop_ids)),
+    stops=stops.automaton(c.stop, tokenizer.pieces) if c.stop else None,
     seed=config.seed,
     mesh=sampling_mesh,
   )
@@ -92,7 +93,7 @@ def prepare(
   sampler = new_sampler(
     prompts=train_prompts, num_samples=c.samples, slots=c.slots, sampling=filters
   )
-  scorer = Scorer(terms, tokenizer, timeout=c.timeout, missing_eos=c.missing_eos)
+  scorer = Scorer(terms, tokenizer, timeout=c.timeout, missing_eos=c.missing_eos, stop=c.stop)
   narrow = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(actor.dtype), brought_in(params)))
 
   def cast(params: Params) -> Params:

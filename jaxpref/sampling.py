@@ -2,8 +2,7 @@
 
 `sample` is a pure function of arrays. A token's randomness comes from (seed, rollout, prompt id,
 sample index, token index) alone, so a completion does not depend on what else is in the batch, on
-its slot, or on which side the prompt is padded. `start` and `advance` are the same computation in
-two halves, for callers that look at the tokens in between (`jaxpref.generation`).
+its slot, or on which side the prompt is padded.
 
 Filters turn logits [..., V] into logits with -inf at what may not be sampled. `warp` applies them
 in the order of Hugging Face transformers: temperature, top-k, top-p, min-p, each over what the one
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.models import Cache, Model, mask_layout
+from jaxpref.stops import follow
 from jaxpref.typing import Array, Layout, Params
 
 
@@ -60,13 +60,13 @@ PLAIN = Sampling()
 
 
 class Samples(NamedTuple):
-  """Completions. `mask` is True up to and including the stop token; all else is 0 beyond it."""
+  """Completions. `mask` is True up to and including the token that ends it; beyond, all is 0."""
 
   tokens: Array  # int32 [B, T]
   mask: Array  # bool [B, T]
   logps: Array  # float32 [B, T] under the model itself: no temperature, no filter
   sampling_logps: Array  # float32 [B, T] under the distribution that was sampled from
-  finished: Array  # bool [B]: ended by a stop token, not by the length limit
+  finished: Array  # bool [B]: ended by a stop token or string, not by the length limit
 
 
 class Decoding(NamedTuple):
@@ -77,6 +77,7 @@ class Decoding(NamedTuple):
   cache: Cache
   lengths: Array  # int32 [B]: prompt lengths, hence the next token's position
   keys: Array  # [B]: one random key per completion
+  states: Array  # int32 [B]: of the automaton that looks for stop strings
 
 
 def temper(logits: Array, temperature: float | Array) -> Array:
@@ -171,8 +172,9 @@ def sample(
   max_new_tokens: int,
   sampling: Sampling = PLAIN,
   stop_ids: Sequence[int] = (),
+  stops: Array | None = None,
 ) -> Samples:
-  """Completes prompts until every row has met a stop token or has `max_new_tokens`.
+  """Completes prompts until every row has met its end or has `max_new_tokens`.
 
   Args:
     model: a decoder; its cache is in its compute dtype.
@@ -186,33 +188,9 @@ def sample(
     max_new_tokens: T, at least 1; with the shapes, all that a compiled sampler depends on.
     sampling: temperature and filters.
     stop_ids: tokens that end a completion; they stay in it.
+    stops: int32 [S, V], the automaton of strings that end a completion (`stops.automaton`); the
+      token that completes one stays in it.
   """
-  decoding = start(
-    model, params, prompts, mask, seed=seed, ids=ids, k=k, rollout=rollout,
-    max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids,
-  )  # fmt: skip
-  decoding = advance(
-    model, params, decoding, until=max_new_tokens, sampling=sampling, stop_ids=stop_ids
-  )
-  return decoding.samples
-
-
-@functools.partial(jax.jit, static_argnames=('model', 'max_new_tokens'))
-def start(
-  model: Model,
-  params: Params,
-  prompts: Array,
-  mask: Array,
-  *,
-  seed: int | Array,
-  ids: Array | None = None,
-  k: Array | None = None,
-  rollout: int | Array = 0,
-  max_new_tokens: int,
-  sampling: Sampling = PLAIN,
-  stop_ids: Sequence[int] = (),
-) -> Decoding:
-  """Reads the prompts into a cache and samples each row's first token; arguments as in `sample`."""
   chex.assert_equal_shape([prompts, mask])
   chex.assert_rank(prompts, 2)
   if max_new_tokens < 1:
@@ -237,28 +215,13 @@ def start(
     cache=cache,
     lengths=mask.sum(1),
     keys=row_keys(seed, rollout, ids, k),
+    states=jnp.zeros(B, jnp.int32),
   )
   states = jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]
-  return pick(decoding, model.unembed(params, states), sampling, stop_ids)
-
-
-@functools.partial(jax.jit, static_argnames='model', donate_argnames='decoding')
-def advance(
-  model: Model,
-  params: Params,
-  decoding: Decoding,
-  *,
-  until: int | Array,
-  sampling: Sampling = PLAIN,
-  stop_ids: Sequence[int] = (),
-) -> Decoding:
-  """Samples on until `until` tokens a row or until all rows are finished; `decoding` is donated.
-
-  Between calls a caller may set `samples.finished` on rows it wants no more of.
-  """
+  decoding = pick(decoding, model.unembed(params, states), sampling, stop_ids, stops)
 
   def unfinished(d: Decoding):
-    return (d.step < until) & ~d.samples.finished.all()
+    return (d.step < T) & ~d.samples.finished.all()
 
   def body(d: Decoding):
     alive = ~d.samples.finished[:, None]
@@ -267,10 +230,9 @@ def advance(
     layout = Layout(positions, alive.astype(jnp.int32), jnp.zeros_like(positions))
     states, cache = model.hidden(params, tokens, layout, d.cache)
     logits = model.unembed(params, states[:, 0])
-    return pick(d._replace(cache=cache), logits, sampling, stop_ids)
+    return pick(d._replace(cache=cache), logits, sampling, stop_ids, stops)
 
-  until = jnp.minimum(until, decoding.samples.tokens.shape[1])
-  return jax.lax.while_loop(unfinished, body, decoding)
+  return jax.lax.while_loop(unfinished, body, decoding).samples
 
 
 def row_keys(seed: int | Array, rollout: int | Array, ids: Array, k: Array) -> Array:
@@ -328,12 +290,17 @@ def stopping(tokens: Array, stop_ids: Sequence[int]) -> Array:
 
 
 def pick(
-  decoding: Decoding, logits: Array, sampling: Sampling, stop_ids: Sequence[int]
+  decoding: Decoding,
+  logits: Array,
+  sampling: Sampling,
+  stop_ids: Sequence[int],
+  stops: Array | None,
 ) -> Decoding:
   """Samples the next token of each unfinished row from float32 logits [B, V]."""
   step, samples = decoding.step, decoding.samples
   alive = ~samples.finished
   tokens, logps, sampling_logps = choose(decoding.keys, step, logits, sampling)
+  states, stopped = follow(stops, decoding.states, tokens)
 
   def put(array, value):
     return array.at[:, step].set(jnp.where(alive, value, 0))
@@ -343,6 +310,6 @@ def pick(
     mask=samples.mask.at[:, step].set(alive),
     logps=put(samples.logps, logps),
     sampling_logps=put(samples.sampling_logps, sampling_logps),
-    finished=samples.finished | stopping(tokens, stop_ids),
+    finished=samples.finished | stopping(tokens, stop_ids) | stopped,
   )
-  return decoding._replace(step=step + 1, samples=samples)
+  return decoding._replace(step=step + 1, samples=samples, states=states)

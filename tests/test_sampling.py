@@ -48,14 +48,14 @@ def padded(side='left', lengths=LENGTHS, P=P):
   return tokens, mask
 
 
-def draw(decoder, prompts, mask, draw=sampling.sample, **changes):
+def draw(decoder, prompts, mask, **changes):
   """Samples T tokens a row; the tests share shapes, so a few compiled samplers serve them all."""
   B = len(prompts)
   settings = dict(
     seed=0, ids=np.arange(B), k=np.zeros(B, int), rollout=0, max_new_tokens=T, sampling=PLAIN,
     stop_ids=(-1, -1),
   )  # fmt: skip
-  return draw(*decoder, prompts, mask, **settings | changes)
+  return sampling.sample(*decoder, prompts, mask, **settings | changes)
 
 
 def rows(samples):
@@ -153,21 +153,6 @@ def test_rows_without_a_prompt_are_idle(rotary):
   np.testing.assert_array_equal(samples.finished, [False, True, True, False])
 
 
-def test_pieces_are_the_whole_and_end_with_the_last_row(rotary):
-  prompts, mask = padded('left', (4,))
-  prompts, mask = prompts.repeat(4, 0), mask.repeat(4, 0)
-  greedy = dict(sampling=GREEDY, stop_ids=(-1, -1))
-  token = rows(draw(rotary, prompts, mask, **greedy))[0][2]
-  settings = greedy | dict(stop_ids=(token, -1))
-  whole = draw(rotary, prompts, mask, **settings)
-  decoding = draw(rotary, prompts, mask, sampling.start, **settings)
-  for until in (2, 99):
-    decoding = sampling.advance(*rotary, decoding, until=until, **settings)
-  jax.tree.map(np.testing.assert_array_equal, whole, decoding.samples)
-  ends = [row.index(token) + 1 for row in rows(whole)]
-  assert int(decoding.step) == max(ends) <= 3  # all rows have stopped: no further step was taken
-
-
 def test_settings_are_traced(rotary):
   prompts, mask = padded()
   draw(rotary, prompts, mask)
@@ -186,10 +171,8 @@ def test_frequencies_follow_the_distribution(rotary):
   for chosen, name in ((PLAIN, 'ids'), (Sampling(temperature=1.7, top_k=12, top_p=0.9), 'k')):
     keys = {'ids': np.zeros(n, int), 'k': np.zeros(n, int), name: np.arange(n)}
     many = prompts.repeat(n, 0), mask.repeat(n, 0)
-    decoding = draw(
-      rotary, *many, sampling.start, seed=7, max_new_tokens=1, sampling=chosen, **keys
-    )
-    counts = np.bincount(np.asarray(decoding.samples.tokens)[:, 0], minlength=V)
+    samples = draw(rotary, *many, seed=7, max_new_tokens=1, sampling=chosen, **keys)
+    counts = np.bincount(np.asarray(samples.tokens)[:, 0], minlength=V)
     want = n * np.asarray(jax.nn.softmax(sampling.warp(logits, chosen)))
     assert counts[want == 0].sum() == 0
     cells = want >= 5

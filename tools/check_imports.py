@@ -17,7 +17,7 @@ LAYERS = (
   ('sharding',),
   ('models',),
   ('log_probs', 'hosts'),
-  ('sampling', 'decoding', 'generation', 'rewards'),
+  ('stops', 'sampling', 'decoding', 'generation', 'rewards'),
   ('data', 'rollout'),
   ('config',),
   ('train',),

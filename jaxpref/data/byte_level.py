@@ -78,12 +78,16 @@ def _read_merges(path: pathlib.Path) -> Iterator[tuple[str, str]]:
     yield parts[0], parts[1]
 
 
-def byte_files() -> dict[str, bytes]:
-  """A Hugging Face folder whose token ids are the bytes, then pad, bos and eos."""
-  # The byte-level alphabet gives each byte a printable character, in this order of bytes.
+def alphabet() -> dict[int, str]:
+  """The printable character that stands for each byte in a byte-level vocabulary."""
   printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
   others = [byte for byte in range(256) if byte not in printable]
-  symbol = {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+  return {b: chr(b) for b in printable} | {b: chr(256 + i) for i, b in enumerate(others)}
+
+
+def byte_files() -> dict[str, bytes]:
+  """A Hugging Face folder whose token ids are the bytes, then pad, bos and eos."""
+  symbol = alphabet()
   backend = tokenizers.Tokenizer(models.BPE(vocab={symbol[b]: b for b in range(256)}, merges=[]))
   backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   backend.decoder = decoders.ByteLevel()

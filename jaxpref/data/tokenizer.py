@@ -5,15 +5,20 @@ time they come here: one class serves all, and what it saves loads in `transform
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import tokenizers
 
-from jaxpref.data import chat, vocabulary
+from jaxpref.data import byte_level, chat, vocabulary
+
+_BYTE = re.compile('<0x([0-9A-F]{2})>')  # what a vocabulary with byte fallback calls a byte
+_BYTES = {symbol: byte for byte, symbol in byte_level.alphabet().items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +49,25 @@ class Tokenizer:
   def decode(self, ids: Iterable[int]) -> str:
     """The text of token ids, special tokens written out; broken UTF-8 becomes U+FFFD."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
+
+  @functools.cached_property
+  def pieces(self) -> tuple[bytes, ...]:
+    """What each token adds to a text, as bytes: a token may hold parts of characters."""
+    (*_, before) = self.encode('a')  # at a text's beginning some decoders drop a space
+    known = range(self.vocab_size)
+    texts = self.backend.decode_batch([[before, i] for i in known], skip_special_tokens=False)
+    start = self.decode([before])
+    return tuple(self._piece(i, texts[i].removeprefix(start)) for i in known)
+
+  def _piece(self, token: int, text: str) -> bytes:
+    if '\ufffd' not in text:
+      return text.encode()
+    symbol = self.backend.id_to_token(token) or ''
+    if byte := _BYTE.fullmatch(symbol):
+      return bytes([int(byte[1], 16)])
+    if not set(symbol) <= _BYTES.keys():
+      return text.encode()  # it is that character
+    return bytes(_BYTES[character] for character in symbol)
 
   @property
   def chat_template(self) -> str | None:

@@ -12,7 +12,7 @@ import numpy as np
 from jaxpref import hosts, rewards, sharding
 from jaxpref.data.tokenizer import Tokenizer
 from jaxpref.decoding import sample_groups
-from jaxpref.generation import check_lengths, decode_after
+from jaxpref.generation import check_lengths, decode_after, text_before
 from jaxpref.models import Model
 from jaxpref.rewards import Sample
 from jaxpref.rollout.prompts import Prompts
@@ -34,6 +34,7 @@ class Sampler:
     slots: completions that are sampled side by side; 0: all.
     sampling: temperature and filters.
     stop_ids: tokens that end a completion.
+    stops: the automaton of strings that do, `stops.automaton`'s.
     seed: of the random keys.
     mesh: what samples; None: the one that is set.
   """
@@ -45,6 +46,7 @@ class Sampler:
   slots: int = 0
   sampling: Sampling = PLAIN
   stop_ids: tuple[int, ...] = ()
+  stops: np.ndarray | None = None
   seed: int = 0
   mesh: jax.sharding.Mesh | None = None
 
@@ -90,6 +92,7 @@ class Sampler:
       max_new_tokens=self.max_new_tokens,
       sampling=self.sampling,
       stop_ids=self.stop_ids,
+      stops=self.stops,
     )
 
 
@@ -113,12 +116,14 @@ class Scorer:
     tokenizer: turns samples into text.
     timeout: seconds that a reward may take for all samples.
     missing_eos: taken off the score of a sample that the length limit cut off.
+    stop: strings that end a completion; rewards see the text before them.
   """
 
   terms: Sequence[rewards.Term]
   tokenizer: Tokenizer
   timeout: float = 60.0
   missing_eos: float = 0.0
+  stop: Sequence[str] = ()
 
   def __call__(self, prompts: Prompts, indices: Sequence[int], samples: Samples) -> Scored:
     tokens, mask, finished = map(np.asarray, (samples.tokens, samples.mask, samples.finished))
@@ -145,11 +150,9 @@ class Scorer:
     )
 
   def text(self, prompt: np.ndarray, tokens: np.ndarray) -> str:
-    """A completion's text, without the token that ended it."""
-    row = tokens.tolist()
-    if row and row[-1] in self.tokenizer.stop_ids:
-      row = row[:-1]
-    return decode_after(self.tokenizer, int(prompt[-1]), row)
+    """A completion's text, without the token or the string that ended it."""
+    text_of = functools.partial(decode_after, self.tokenizer, int(prompt[-1]))
+    return text_before(tokens.tolist(), text_of, self.tokenizer.stop_ids, self.stop)
 
 
 def _evaluate(
