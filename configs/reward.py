@@ -12,6 +12,12 @@ smaller than the policy. The score of a completion is that of its last token. Th
 on the training data is kept in the workdir, and 0 where the model is used:
 --config.rewards="reward_model('runs/rm')". Runs of several seeds make an ensemble:
 "minimum(reward_model('runs/rm0'), reward_model('runs/rm1'))", or penalised(..., k=1.0).
+An ensemble of n heads on one decoder costs hardly more than one model: --config.heads=5, and
+"penalised(reward_model('runs/rm'), k=1.0)". Its heads share what the decoder has learnt, so they
+agree more than models do; 'rewards/head_std' says by how much.
+
+A verifier of steps scores samples by its verdicts on their lines, the least, the product or the
+last of them: --config.rewards="process_reward_model('runs/prm', reduce=min)".
 
 Pairs hold prompt, chosen and rejected; with margins use bradley_terry_margin, with shares of judges
 bradley_terry_soft (docs/losses.md). Steps hold prompt, completions and labels, as PRM800K and

@@ -89,7 +89,7 @@ FIELDS = {
   'log_sum_sq_probs': log_sum_sq_probs,
   **DIVERGENCES,
 }
-REWARDS = 'rewards'  # what a model with one score says at every scored token, itself included
+REWARDS = 'rewards'  # what a model with scores says at every scored token, itself included
 VALUES = 'values'  # what a critic says before every scored token
 # What the routers of a mixture of experts did, [G, B, E] and [G, B]: sums over a group's tokens and
 # layers, standing at its first example.
@@ -145,11 +145,12 @@ def log_probs(
     reference: parameters of a live reference, for the fields in `DIVERGENCES`; no gradient.
 
   Returns:
-    name -> float32 [G, B, K, T], 0 where `mask` is False; for those of `ROUTER` see there.
+    name -> float32 [G, B, K, T], 0 where `mask` is False; rewards of a model with n > 1 scores are
+    [G, B, K, T, n]; for those of `ROUTER` see there.
 
   Raises:
     ValueError: for an unknown field, a router's of a model without experts, a divergence without
-      a reference, or rewards or values of a model with other than one score.
+      a reference, rewards of a model without scores, or values of one with other than one.
   """
   unknown = [name for name in fields if name not in KNOWN]
   if unknown:
@@ -175,10 +176,11 @@ def log_probs(
   if divergences and reference is None:
     raise ValueError(f'{divergences} are divergences from a live reference, and none is given')
   scores = [name for name in fields if name in (REWARDS, VALUES)]
-  if scores and scorer.config.num_labels != 1:
+  labels = scorer.config.num_labels
+  if scores and (not labels or (VALUES in scores and labels > 1)):
     raise ValueError(
       f'{scores} come from a model with one score (num_labels=1); this one has '
-      f'{scorer.config.num_labels or "none, but a language-model head"}'
+      f'{labels or "none, but a language-model head"}'
     )
   states, routing = hidden(model, params, batch)
   if routed and routing is None:
@@ -197,7 +199,8 @@ def log_probs(
       theirs = frozen, hidden(model, frozen, batch)[0].at(batch.scored.before)
     values = head(model, params, before, targets, asked, chunk=chunk, reference=theirs)
   if REWARDS in scores:
-    values[REWARDS] = scorer.scores(score_params, states.at(batch.scored.at))[..., 0]
+    rewards = scorer.scores(score_params, states.at(batch.scored.at))
+    values[REWARDS] = rewards if labels > 1 else rewards[..., 0]
   if VALUES in scores:
     values[VALUES] = scorer.scores(score_params, before)[..., 0]
   slots = batch.scored.cell.shape[1]
@@ -271,10 +274,10 @@ def head(
 
 
 def scatter(values: Array, cell: Array, shape: tuple[int, ...]) -> Array:
-  """Puts values [G, N] at flat cells [G, N] of [G, B, K, T]; cells out of range are dropped."""
-  flat = jnp.zeros((shape[0], shape[1] * shape[2] * shape[3]), values.dtype)
+  """Puts values [G, N, ...] at flat cells [G, N] of [G, B, K, T, ...]; others are dropped."""
+  flat = jnp.zeros((shape[0], shape[1] * shape[2] * shape[3], *values.shape[2:]), values.dtype)
   put = jax.vmap(lambda f, c, v: f.at[c].set(v, mode='drop'))
-  return put(flat, cell, values).reshape(shape)
+  return put(flat, cell, values).reshape(*shape, *values.shape[2:])
 
 
 def _flat(rows: Sequence[Array]) -> Array:

@@ -40,7 +40,12 @@ def prepare(
   steps = config.steps or max(1, round(config.epochs * len(train_set) / size))
   model = describe(config, tokenizer)
   scores = REWARDS in objective.fields
-  model = policy.scored(model) if scores else model
+  if config.heads < 1 or (config.heads > 1 and not scores):
+    raise ValueError(
+      f'config.heads={config.heads}: how many scores a reward model has, 1 or more; and '
+      f'objective={objective} {"trains one" if scores else "reads no rewards"}'
+    )
+  model = policy.scored(model, config.heads) if scores else model
   check_head(config, objective, model)
   check_fits(config, model, tokenizer, train_set)
   packing = Packing(row_lengths=tuple(config.batch.row_lengths))
@@ -50,7 +55,7 @@ def prepare(
   def load() -> Params:
     where = functools.partial(sharding.params_sharding, mesh)
     if scores:
-      return policy.load_scored(config.model, tokenizer, config.seed, where)[1]
+      return policy.load_scored(config.model, tokenizer, config.seed, where, config.heads)[1]
     return policy.load(config.model, tokenizer, config.seed, where(model.param_shapes()))[1]
 
   def tables(reference: Params | None, dataset: data.Dataset) -> dict:
@@ -76,8 +81,7 @@ def prepare(
       found = normalisation.measure(model, state.params, passes, int(state.step), place=place)
       normalisation.write(workdir, found)
       console.print(
-        f'scores have mean {found.mean:.3f} and std {found.std:.3f} on {found.completions:,} '
-        'completions of the training data'
+        f'scores have {found} on {found.completions:,} completions of the training data'
       )
 
   reads = bool(objective.fields & {'ref_logps', *DIVERGENCES})

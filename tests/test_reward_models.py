@@ -175,13 +175,13 @@ def test_what_is_read_of_a_completion(trained):
   reward = reward_model(str(trained[0]))
   bos, eos = BYTES.bos_id, BYTES.eos_id
   text = [bos, *BYTES.encode('xy')]
-  assert reward.tokens('x', 'y', {}).tolist() == [*text, eos]
-  assert reward.tokens('x', 'y', {'finished': False}).tolist() == text
-  assert reward.tokens('x', '', {'finished': True}).tolist() == [*text[:-1], eos]
+  assert reward.read('x', 'y', {})[0].tolist() == [*text, eos]
+  assert reward.read('x', 'y', {'finished': False})[0].tolist() == text
+  assert reward.read('x', '', {'finished': True})[0].tolist() == [*text[:-1], eos]
   chat = [{'role': 'user', 'content': 'x'}]
   said = BYTES.encode(f'{BYTES.decode([bos])}<user>x{BYTES.decode([eos])}<assistant>y')
-  assert reward.tokens('?', 'y', {'prompt': chat, 'finished': False}).tolist() == said
-  assert reward.tokens('?', 'y', {'prompt': chat}).tolist() == [*said, eos]
+  assert reward.read('?', 'y', {'prompt': chat, 'finished': False})[0].tolist() == said
+  assert reward.read('?', 'y', {'prompt': chat})[0].tolist() == [*said, eos]
 
 
 def test_one_sample_too_long_does_not_fail_the_others(trained, monkeypatch):

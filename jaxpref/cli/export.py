@@ -10,10 +10,10 @@ The folder holds config.json, safetensors and the tokenizer's files; transformer
 does every jaxpref command that takes --model. A run that began with a Hugging Face folder keeps the
 fields of that folder's config.json.
 
-A reward model becomes a ...ForSequenceClassification with one label, beside it normalisation.json
-with the mean and std of its scores. transformers reads the score at the last token that is not
-padding: where the padding token also ends completions, that is one token earlier than here, unless
-sequences go in one by one.
+A reward model becomes a ...ForSequenceClassification with a label for each head, beside it
+normalisation.json with the mean and std of its scores. transformers reads the score at the last
+token that is not padding: where the padding token also ends completions, that is one token earlier
+than here, unless sequences go in one by one.
 """
 
 import json
@@ -92,7 +92,7 @@ def export_normalisation(own: flags.FlagValues, output: Path, step: int | None) 
   if known is None:
     return 'the mean of its scores is not known: it is measured at the end of a run'
   normalisation.write(output, known)
-  return f'scores have mean {known.mean:.3f} and std {known.std:.3f} on the training data'
+  return f'scores have {known} on the training data'
 
 
 def check_output(folder: Path, overwrite: bool) -> None:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxpref import masked
 from jaxpref.objectives import scalars
 from jaxpref.objectives.diagnostics import diagnostics
+from jaxpref.objectives.heads import joined, mean_over_heads
 from jaxpref.objectives.loss import Loss, Metric, per_example, reduce_metrics
 from jaxpref.objectives.registry import register, suggestion
 from jaxpref.objectives.schedules import Schedule, is_one, levels, resolve, times
@@ -245,7 +246,7 @@ class Objective:
     """
     self.require(fields if self.coupled else {*fields, *self.fields - {'mask'}})
     zeros = jnp.zeros(fields['mask'].shape, jnp.float32)
-    filled = {name: fields.get(name, zeros) for name in self.fields}
+    filled = joined({name: fields.get(name, zeros) for name in self.fields})
     return tuple(part.loss(filled, step).norm for part in self.parts)
 
   def partial(
@@ -263,22 +264,25 @@ class Objective:
     The metrics hold, beside those of the parts, `loss`: the share of every example [B], which
     reduces to the loss and whose largest or non-finite entries point at the worst examples. A sum
     has `loss/<name>` for each part, unscaled; a metric that several parts report is there as
-    `<name>/<metric>` for each. Pairs bring what `diagnostics` finds.
+    `<name>/<metric>` for each. Pairs bring what `diagnostics` finds, several heads what
+    `mean_over_heads` does.
 
     Raises:
       ValueError: a field is missing.
     """
     self.require(fields)
-    losses = [part.loss(fields, step, memory) for part in self.parts]
-    return self._share(fields, losses, norms, step)
+
+    def share(fields: Fields) -> tuple[Array, dict[str, Metric]]:
+      losses = [part.loss(fields, step, memory) for part in self.parts]
+      return self._share(fields, losses, norms, step)
+
+    return mean_over_heads(share, fields)
 
   def __call__(
     self, fields: Fields, step: Array | int = 0, memory: Memory | None = None
   ) -> tuple[Array, dict[str, Array]]:
     """The loss of a whole batch, a scalar, and its metrics, scalars."""
-    self.require(fields)
-    losses = [part.loss(fields, step, memory) for part in self.parts]
-    loss, metrics = self._share(fields, losses, tuple(loss.norm for loss in losses), step)
+    loss, metrics = self.partial(fields, self.norms(fields, step), step, memory)
     return loss, reduce_metrics(metrics)
 
   def _share(self, fields, losses, norms, step):

@@ -80,12 +80,19 @@ def check(terms: Sequence[Term]) -> None:
   """That a weighted sum of rewards can be evaluated and logged.
 
   Raises:
-    ValueError: two terms have one name, or no term has a weight other than 0.
+    ValueError: two terms have one name, no term has a weight other than 0, or one gives several
+      scores.
   """
   names = [term.name for term in terms]
   for name in names:
     if names.count(name) > 1:
       raise ValueError(f'two rewards are called {name!r}; give one another by name=...')
+  for term in terms:
+    if (heads := getattr(term.reward, 'heads', 1)) > 1:
+      raise ValueError(
+        f'{term.reward!r} gives {heads} scores: make them one by mean(...), minimum(...) or '
+        'penalised(...)'
+      )
   if not any(term.weight for term in terms):
     raise ValueError(f'no reward has a weight other than 0: {", ".join(names) or "there is none"}')
 

@@ -1,6 +1,7 @@
 """Rewards of several rewards: ensembles, whose disagreement warns of what a policy may exploit.
 
 minimum(reward_model('runs/rm0'), reward_model('runs/rm1'), reward_model('runs/rm2'))
+minimum(reward_model('runs/rm'))   where that has several heads
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ class Ensemble:
   A sample that a member could not score has no score, nor has one to which a member does not apply.
 
   Attributes:
-    members: two or more rewards on one scale, such as reward models of different seeds.
+    members: rewards on one scale that give two or more scores in all, such as reward models of
+      different seeds, or one with several heads.
     aggregate: scores [N, members] -> [N].
     text: what it is called in text, with the keywords.
   """
@@ -28,8 +30,12 @@ class Ensemble:
   text: tuple[str, str]
 
   def __post_init__(self):
-    if len(self.members) < 2 or not all(callable(member) for member in self.members):
-      raise ValueError(f'{self.text[0]}() takes two or more rewards, got {self.members!r:.200}')
+    scores = sum(getattr(member, 'heads', 1) for member in self.members)
+    if scores < 2 or not all(callable(member) for member in self.members):
+      raise ValueError(
+        f'{self.text[0]}() takes two or more rewards, or a reward model of several heads, got '
+        f'{self.members!r:.200}'
+      )
 
   @property
   def __name__(self) -> str:
@@ -60,7 +66,7 @@ class Ensemble:
         return score
     if any(score is None for score in scores):
       return None
-    return float(self.aggregate(np.array([scores], np.float64))[0])
+    return float(self.aggregate(np.hstack(scores, dtype=np.float64)[None])[0])
 
   def __repr__(self) -> str:
     name, keywords = self.text

@@ -13,6 +13,7 @@ import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,12 +33,19 @@ EXAMPLES = 2048  # of the training set, evenly spaced, whose completions are the
 
 @dataclasses.dataclass(frozen=True)
 class Normalisation:
-  """Mean and std of a model's scores of reference completions; `step` is the run's."""
+  """Mean and std of a model's scores of reference completions; `step` is the run's.
 
-  mean: float
-  std: float
+  Of a model with several heads they are tuples, one number a head.
+  """
+
+  mean: float | tuple[float, ...]
+  std: float | tuple[float, ...]
   completions: int
   step: int
+
+  def __str__(self) -> str:
+    shown = lambda each: ', '.join(f'{x:.3f}' for x in np.atleast_1d(each))  # noqa: E731
+    return f'mean {shown(self.mean)} and std {shown(self.std)}'
 
 
 def measure(
@@ -58,7 +66,13 @@ def measure(
   scores = np.concatenate([final[present] for final, present in found]).astype(np.float64)
   if not len(scores) or not np.isfinite(scores).all():
     raise ValueError(f'no mean of {len(scores)} scores, of which all should be finite')
-  return Normalisation(float(scores.mean()), float(scores.std()), len(scores), step)
+  mean, std = (_plain(found.tolist()) for found in (scores.mean(0), scores.std(0)))
+  return Normalisation(mean, std, len(scores), step)
+
+
+def _plain(value: Any) -> Any:
+  """Lists as tuples, so that they compare and hash."""
+  return tuple(value) if isinstance(value, list) else value
 
 
 def reference_batches(dataset: data.Dataset, size: int, groups: int, packing: Packing) -> Batches:
@@ -83,8 +97,9 @@ def read(folder: Path) -> Normalisation | None:
   if not file.is_file():
     return None
   try:
-    found = Normalisation(**json.loads(file.read_text(encoding='utf-8')))
-    if not np.isfinite([found.mean, found.std]).all() or found.std < 0:
+    written = json.loads(file.read_text(encoding='utf-8'))
+    found = Normalisation(**{key: _plain(value) for key, value in written.items()})
+    if not np.isfinite([found.mean, found.std]).all() or np.min(found.std) < 0:
       raise ValueError(f'mean {found.mean} and std {found.std}')
   except (ValueError, TypeError) as error:
     raise ValueError(f'{file} should hold mean, std, completions and step: {error}') from error
@@ -98,7 +113,10 @@ def of_step(folder: Path, step: int | None) -> Normalisation | None:
 
 
 def _finals(model: Model, params: Params, batch: Batch) -> tuple[Array, Array]:
-  """(completions' scores, which are there), [M*G*B, K]."""
+  """(completions' scores [M*G*B, K], or [M*G*B, K, n] of n heads, and which are there)."""
   scores, mask = stacked(model, params, batch, (REWARDS,))[REWARDS], batch.fields['mask']
   scores, mask = (x.reshape(-1, *x.shape[3:]) for x in (scores, mask))
-  return last_scored(scores, mask), jnp.any(mask, axis=-1)
+  finals = last_scored
+  if scores.ndim > mask.ndim:
+    finals = jax.vmap(last_scored, (-1, None), -1)
+  return finals(scores, mask), jnp.any(mask, axis=-1)

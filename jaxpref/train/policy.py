@@ -16,7 +16,7 @@ from jaxpref.train.workdir import read_config
 from jaxpref.typing import Params
 
 PRESET = 'preset:'
-SCORED = 'one_score'  # a file in BASE: the model has one score in place of its head
+SCORES = 'scores'  # a file in BASE: how many scores the model has in place of its head
 BASE = 'base'  # of a workdir: config.json of a Hugging Face model or a preset's name; tokenizer/
 
 
@@ -61,11 +61,11 @@ def load(
   return describe(spec, tokenizer), jax.tree.map(jnp.asarray, params)
 
 
-def scored(model: Model) -> Model:
-  """The model with one score in place of its head, for rewards or values."""
-  if model.config.num_labels == 1:
+def scored(model: Model, heads: int = 1) -> Model:
+  """The model with `heads` scores in place of its head, for rewards or values."""
+  if model.config.num_labels == heads:
     return model
-  return model.replace(config=dataclasses.replace(model.config, num_labels=1))
+  return model.replace(config=dataclasses.replace(model.config, num_labels=heads))
 
 
 def check_writes(spec: str, model: Model) -> None:
@@ -81,24 +81,37 @@ def load_scored(
   tokenizer: Tokenizer,
   seed: int = 0,
   place: Callable[[Params], Params] | None = None,
+  heads: int = 1,
 ) -> tuple[Model, Params]:
-  """The model called `spec` with one score, 0 everywhere to begin with unless it has one already.
+  """The model called `spec` with `heads` scores, new ones unless it has so many already.
 
   `place`: shapes of parameters -> where they go.
   """
   model = describe(spec, tokenizer)
   _, params = load(spec, tokenizer, seed, place and place(model.param_shapes()))
-  target = scored(model)
+  target = scored(model, heads)
   if target == model:
     return model, params
   kept = {name: params[name] for name in target.param_shapes() if name != 'score'}
-  return target, kept | no_score(target, place)
+  return target, kept | new_scores(target, seed, place)
 
 
-def no_score(model: Model, place: Callable[[Params], Params] | None = None) -> Params:
-  """{'score': ...} that is 0 everywhere, of a model with one; `place` as in `load_scored`."""
+def new_scores(
+  model: Model, seed: int = 0, place: Callable[[Params], Params] | None = None
+) -> Params:
+  """{'score': ...} of a model with scores: one is 0 everywhere, several are drawn from `seed`.
+
+    w ~ N(0, 1/(D + 1))
+
+  as in "Learning to summarize from human feedback", Stiennon et al., appendix B.1:
+  https://arxiv.org/abs/2009.01325. Heads of one decoder that begin apart are the linear-layer
+  ensemble of "Improving Reinforcement Learning from Human Feedback with Efficient Reward Model
+  Ensemble", Zhang et al.: https://arxiv.org/abs/2401.16635. `place` as in `load_scored`.
+  """
   shapes = {'score': model.param_shapes()['score']}
-  score = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  std = (model.config.width + 1) ** -0.5 * (model.config.num_labels > 1)
+  key = jax.random.fold_in(jax.random.key(seed), model.config.num_labels)
+  score = jax.tree.map(lambda x: (std * jax.random.normal(key, x.shape)).astype(x.dtype), shapes)
   return score if place is None else hosts.place(score, place(shapes))
 
 
@@ -113,7 +126,8 @@ def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
       config = models.hf.read_config(base)[0]
     else:
       config = architecture(_origin(spec), tokenizer)
-    return dataclasses.replace(config, num_labels=1) if (base / SCORED).is_file() else config
+    written = (base / SCORES).read_text() if (base / SCORES).is_file() else ''
+    return dataclasses.replace(config, num_labels=int(written)) if written else config
   if spec.startswith(PRESET):
     return models.preset(spec.removeprefix(PRESET), vocab_size=tokenizer.vocab_size)
   return models.hf.read_config(Path(spec).expanduser())[0]
@@ -135,10 +149,10 @@ def find_tokenizer(spec: str, tokenizer: str = '') -> Tokenizer:
   return load_tokenizer(tokenizer or ('byte' if spec.startswith(PRESET) else spec))
 
 
-def remember(workdir: Path, spec: str, tokenizer: Tokenizer, *, scores: bool = False) -> None:
+def remember(workdir: Path, spec: str, tokenizer: Tokenizer, *, heads: int = 0) -> None:
   """Keeps what describes the model in the workdir, so that it outlives the folder it came from.
 
-  `scores`: the run gives it one score in place of its head.
+  `heads`: how many scores the run gives it in place of its head.
   """
   base = workdir / BASE
   if base.is_dir():
@@ -152,8 +166,8 @@ def remember(workdir: Path, spec: str, tokenizer: Tokenizer, *, scores: bool = F
     while is_workdir(spec):
       spec = _origin(spec)
     (half / 'preset').write_text(spec, encoding='utf-8')
-  if scores:
-    (half / SCORED).touch()
+  if heads:
+    (half / SCORES).write_text(f'{heads}\n')
   half.chmod(0o755)
   half.rename(base)
 

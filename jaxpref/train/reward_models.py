@@ -5,13 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from jaxpref import sharding
+from jaxpref.data.records import STEP
 from jaxpref.data.tokenizer import Tokenizer
+from jaxpref.models import Model
 from jaxpref.rollout.reward_models import RewardModel
+from jaxpref.rollout.steps import REDUCTIONS, Steps
 from jaxpref.train import normalisation, policy
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.normalisation import Normalisation
+from jaxpref.typing import Params
 
 log = logging.getLogger(__name__)
 
@@ -26,54 +31,100 @@ def reward_model(
   Mean and std are of the reference completions (`normalisation`), 0 and 1 where none are known.
 
   Args:
-    path: a workdir, or a folder of a `*ForSequenceClassification` with one label.
+    path: a workdir, or a folder of a `*ForSequenceClassification` with a label for each head.
     spread: std that the rewards of the reference completions shall have; None: the model's own.
     mesh: where it lives; by default all devices of this machine.
 
   Raises:
-    FileNotFoundError, ValueError: no such model, or one that does not give one score; a spread
-      where no std is known.
+    FileNotFoundError, ValueError: no such model, or one without scores; a spread where no std is
+      known.
   """
   text = f'reward_model({path!r}{"" if spread is None else f", spread={spread!r}"})'
-  if not isinstance(path, str):
-    raise ValueError(f"reward_model(path) is a folder, as reward_model('runs/rm'), got {path!r}")
   if spread is not None and not (isinstance(spread, int | float) and 0 < spread < float('inf')):
     raise ValueError(f'reward_model(spread) must be a positive number, got {spread!r}')
-  mesh = mesh or sharding.make_mesh()
-  tokenizer = policy.find_tokenizer(path)
-  model = policy.describe(path, tokenizer)
-  if path.startswith(policy.PRESET) or model.config.num_labels != 1:
-    raise ValueError(
-      f'{text}: {model.config.num_labels} scores, not one; train a reward model with '
-      'jaxpref train --config=reward'
-    )
+  model, tokenizer, mesh = _described(path, text, mesh)
   known = _known(path)
   if known is None:
     log.warning('%s has no %s, so its scores are not centred', path, normalisation.FILE)
-  if spread is not None and not (known and known.std):
+  if spread is not None and not (known and np.min(known.std) > 0):
     raise ValueError(f'{text}: no std of its scores is known to bring to {spread}')
+  mean = np.asarray(known.mean) if known else 0.0
+  scale = spread / np.asarray(known.std) if spread is not None and known else 1.0
+  params = _loaded(path, model, tokenizer, mesh)
+  return RewardModel(model, params, tokenizer, mesh, mean, scale, text=text)
+
+
+def process_reward_model(
+  path: str,
+  *,
+  reduce: str = 'min',
+  step: str = STEP,
+  mesh: jax.sharding.Mesh | None = None,
+) -> RewardModel:
+  """The process reward model of a run or a folder: what it makes of the steps of a completion.
+
+    r = reduce(σ(score at the end of step 1), σ(... step 2), ...)
+
+  so a reward is a probability; scores are not centred. A completion without any step has no score.
+
+  Args:
+    path, mesh: as for `reward_model`; trained with `process_reward`.
+    reduce: 'min', 'product' or 'last'; see `rollout.steps`.
+    step: what stands between steps.
+
+  Raises:
+    FileNotFoundError, ValueError: no such model, one without scores, or another `reduce`.
+  """
+  given = {'reduce': (reduce, 'min'), 'step': (step, STEP)}
+  changed = ''.join(f', {key}={now!r}' for key, (now, usual) in given.items() if now != usual)
+  text = f'process_reward_model({path!r}{changed})'
+  if reduce not in REDUCTIONS:
+    raise ValueError(f'{text}: reduce is one of {", ".join(REDUCTIONS)}, not {reduce!r}')
+  steps = Steps(REDUCTIONS[reduce], step)
+  model, tokenizer, mesh = _described(path, text, mesh)
+  params = _loaded(path, model, tokenizer, mesh)
+  return RewardModel(model, params, tokenizer, mesh, steps=steps, text=text)
+
+
+def _described(
+  path: str, text: str, mesh: jax.sharding.Mesh | None
+) -> tuple[Model, Tokenizer, jax.sharding.Mesh]:
+  if not isinstance(path, str):
+    raise ValueError(f"{text}: a model is a folder, as reward_model('runs/rm'), got {path!r}")
+  tokenizer = policy.find_tokenizer(path)
+  model = policy.describe(path, tokenizer)
+  if path.startswith(policy.PRESET) or not model.config.num_labels:
+    raise ValueError(
+      f'{text}: it has no scores; train a reward model with jaxpref train --config=reward'
+    )
+  return model, tokenizer, mesh or sharding.make_mesh()
+
+
+def _loaded(path: str, model: Model, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Params:
   where = sharding.params_sharding(mesh, model.param_shapes())
-  _, params = policy.load(path, tokenizer, shardings=where)
-  mean = known.mean if known else 0.0
-  scale = spread / known.std if spread is not None and known else 1.0
-  return RewardModel(model, params, tokenizer, mesh, mean, scale, text)
+  return policy.load(path, tokenizer, shardings=where)[1]
 
 
 def makers(mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> dict[str, Callable]:
   """What `rewards.parse` may make besides its rules, for a policy with this tokenizer."""
 
-  def make(path: str, *, spread: float | None = None) -> RewardModel:
-    found = reward_model(path, spread=spread, mesh=mesh)
+  def checked(found: RewardModel) -> RewardModel:
     if found.tokenizer.fingerprint != tokenizer.fingerprint:
       log.warning(
         '%s has the tokenizer %r, the policy %r: completions are tokenised anew from their text',
-        path,
+        found,
         found.tokenizer.name,
         tokenizer.name,
       )
     return found
 
-  return {'reward_model': make}
+  def make(path: str, *, spread: float | None = None) -> RewardModel:
+    return checked(reward_model(path, spread=spread, mesh=mesh))
+
+  def make_process(path: str, *, reduce: str = 'min', step: str = STEP) -> RewardModel:
+    return checked(process_reward_model(path, reduce=reduce, step=step, mesh=mesh))
+
+  return {'reward_model': make, 'process_reward_model': make_process}
 
 
 def _known(path: str) -> Normalisation | None:

@@ -1,0 +1,105 @@
+"""Process reward models in rollouts: every step's verdict, made one number."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxpref import models, rewards, run, sharding
+from jaxpref.rollout.reward_models import RewardModel
+from jaxpref.rollout.steps import REDUCTIONS, Steps, last, least, product
+from jaxpref.train import policy
+from jaxpref.train.reward_models import makers
+from tests.test_reward_models import BYTES, QUIET, settings
+
+MESH = sharding.make_mesh()
+SHAPE = models.preset('tiny', width=32, mlp_width=48, num_layers=1)
+
+
+def judge(steps, heads=1):
+  model = models.Model(dataclasses.replace(SHAPE, num_labels=heads))
+  _, params = models.init(model.config, jax.random.key(0))
+  params = {**params, 'score': {'w': 3 * jax.random.normal(jax.random.key(1), (32, heads))}}
+  return RewardModel(model, params, BYTES, MESH, steps=steps)
+
+
+def by_hand(reward, text, ends):
+  """σ(score) after each of `ends` characters of `text`, read alone and whole: [ends, heads]."""
+  tokens = jnp.array([[BYTES.bos_id, *BYTES.encode(text)]])
+  states = reward.model.hidden(
+    reward.params, tokens, models.mask_layout(jnp.ones(tokens.shape, bool))
+  )
+  scores = np.asarray(reward.model.scores(reward.params, states)[0], np.float64)
+  return 1 / (1 + np.exp(-scores[ends]))  # the token of character n stands after bos, at n
+
+
+@pytest.mark.parametrize('heads', [1, 2])
+@pytest.mark.parametrize('name', ['min', 'product', 'last'])
+def test_a_reward_is_the_verdicts_on_the_steps_made_one(name, heads):
+  reward = judge(Steps(REDUCTIONS[name]), heads)
+  completions = ['ab\nc\n', 'abc', '\n\nx\n \ny', 'one\ntwo\nthree\n', '']
+  found = reward(['p:'] * 5, completions, [{}, {'finished': False}, {}, {}, {}])
+  ends = [[5, 7], [6], [6, 10], [6, 10, 16]]  # characters of 'p:' + the completion + a last newline
+  combine = {
+    'min': lambda p: np.min(p, 0),
+    'product': lambda p: np.exp(np.log(p).sum(0)),
+    'last': lambda p: p[-1],
+  }[name]
+  for text, where, score in zip(completions, ends, found, strict=False):
+    text = text if text.endswith('\n') else text + '\n'
+    want = combine(by_hand(reward, f'p:{text}', where))
+    np.testing.assert_allclose(score, want if heads > 1 else want[0], rtol=1e-4)
+  assert 'there is no step' in str(found[-1]) and isinstance(found[-1], ValueError)
+
+
+@given(st.lists(st.text('ab ', max_size=4), max_size=5), st.sampled_from(['\n', '\n\n', ';']))
+def test_steps_are_what_stands_between_separators(parts, separator):
+  text = separator.join(parts)
+  whole = [part for part in parts if part.strip()]
+  steps = Steps(least, separator)
+  if not whole:
+    with pytest.raises(ValueError, match='no step'):
+      steps.divide(text)
+    return
+  laid_out, ends = steps.divide(text)
+  assert laid_out in (text, text + '\n') and len(ends) == len(whole)
+  pieces = [laid_out[a:b] for a, b in zip((0, *ends), ends, strict=False)]
+  for piece, part in zip(pieces, whole, strict=True):
+    assert piece.replace(separator, '').strip() == part.strip()
+  assert laid_out[ends[-1] :].replace(separator, '').strip() == ''
+
+
+def test_reductions_by_hand():
+  p = np.array([[0.5, 0.9], [0.8, 0.1], [0.4, 0.5]])
+  np.testing.assert_allclose(least(p), [0.4, 0.1])
+  np.testing.assert_allclose(product(p), [0.16, 0.045])
+  np.testing.assert_allclose(last(p), [0.4, 0.5])
+
+
+def test_a_run_reads_one_by_name(tmp_path):
+  records = [
+    {'prompt': f'{n}:', 'completions': ['aa\n', 'b\n'], 'labels': [True, False]} for n in range(32)
+  ]
+  (tmp_path / 'steps.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
+  models.save_hf(tmp_path / 'hf', *models.init(SHAPE, jax.random.key(0)), BYTES)
+  source = f'jsonl:{tmp_path / "steps.jsonl"}'
+  settled = {'objective': 'process_reward()', 'steps': 2, 'data.eval_fraction': 0.0}
+  c = settings(str(tmp_path / 'hf'), source, **settled)
+  run.train(c, tmp_path / 'prm', console=QUIET)
+  text = f"process_reward_model('{tmp_path / 'prm'}', reduce=product, step='b')"
+  (term,) = rewards.parse(text, more=makers(MESH, BYTES))
+  assert term.name == 'process_reward_model' and term.reward.steps == Steps(product, 'b')
+  assert str(term) == f"process_reward_model({str(tmp_path / 'prm')!r}, reduce='product', step='b')"
+  model, params = policy.load(str(tmp_path / 'prm'), BYTES)
+  read_whole = RewardModel(model, params, BYTES, MESH, steps=Steps(product, 'b'))
+  asked = ['0:'], ['aabab'], [{}]
+  np.testing.assert_allclose(term.reward(*asked), read_whole(*asked), rtol=1e-5)
+  assert 0 < term.reward(*asked)[0] < 1 and math.isfinite(term.reward(*asked)[0])
+  with pytest.raises(ValueError, match='reduce is one of min, product, last'):
+    rewards.parse(text.replace('product', 'max'), more=makers(MESH, BYTES))
