@@ -26,6 +26,7 @@ def default() -> ml_collections.ConfigDict:
   c.reference_sync = sync = ml_collections.ConfigDict()  # TR-DPO: a live reference that follows
   sync.every = 0  # steps between updates of the reference; 0: it stands still
   sync.mixup = 1.0  # the policy's share in an update; 1: the reference becomes the policy
+  c.heads = 1  # scores of a reward model; several begin at random, an ensemble on one decoder
   c.freeze = ()  # patterns of parameter paths that do not train
   c.ema = 0.0  # decay of a running average of the parameters; 0: none
   c.steps = 0  # optimizer steps; 0: as many as `epochs` take
@@ -56,6 +57,8 @@ def default() -> ml_collections.ConfigDict:
   rollout.min_p = 0.0  # 0: off
   rollout.stop = ()  # strings that end a completion, as ('\n\n',); rewards see the text before them
   rollout.devices = 0  # that sample and do nothing else, off the mesh; 0: those that train
+  rollout.reference_devices = 0  # of the reference alone, likewise; 0: those that train
+  rollout.reward_devices = 0  # of reward models alone, likewise; 0: those that train
   rollout.slots = 0  # completions sampled side by side, hence the cache's size; 0: all at once
   rollout.epochs = 1  # passes over a rollout
   rollout.minibatches = 1  # optimizer steps a pass

@@ -10,7 +10,7 @@ import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
-from jaxpref import advantages, data, hosts, rewards, sharding, stops
+from jaxpref import advantages, data, hosts, rewards, roles, sharding, stops
 from jaxpref.evals.sampled import sampled
 from jaxpref.log_probs import DIVERGENCES, VALUES, ActorCritic, policy_of, policy_params
 from jaxpref.models import Model, brought_in
@@ -46,7 +46,8 @@ def prepare(
       'config.reference_sync moves a reference that samples are compared with; with rewards it '
       'stands still: set reference_sync.every=0'
     )
-  terms = rewards.parse(config.rewards, more=reward_models.makers(mesh, tokenizer))
+  own = roles.divide(config, mesh)
+  terms = rewards.parse(config.rewards, more=reward_models.makers(own.rewards, tokenizer))
   estimator = estimators.parse(c.advantages)
   groups = sharding.groups(mesh)
   rounds = Rounds(
@@ -72,12 +73,13 @@ def prepare(
   actor = describe(config, tokenizer)
   policy.check_writes(config.model, actor)
   critic_spec = c.critic or config.model
+  if c.critic not in ('', SHARED, config.model):
+    check_critic(c.critic, tokenizer)
   model = with_critic(actor, critic_spec, tokenizer) if estimator.critic else actor
   place = functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh))
-  sampling_mesh = mesh_of_rest(mesh)
-  if c.prompts % sharding.groups(sampling_mesh):
+  if c.prompts % sharding.groups(own.sampler):
     raise ValueError(
-      f'rollout.prompts={c.prompts} must be a multiple of the {sharding.groups(sampling_mesh)} '
+      f'rollout.prompts={c.prompts} must be a multiple of the {sharding.groups(own.sampler)} '
       'groups of devices that sample'
     )
   new_sampler = functools.partial(
@@ -87,7 +89,7 @@ def prepare(
     stop_ids=tuple(sorted(tokenizer.stop_ids)),
     stops=stops.automaton(c.stop, tokenizer.pieces) if c.stop else None,
     seed=config.seed,
-    mesh=sampling_mesh,
+    mesh=own.sampler,
   )
   filters = Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
   sampler = new_sampler(
@@ -97,10 +99,12 @@ def prepare(
   narrow = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(actor.dtype), brought_in(params)))
 
   def cast(params: Params) -> Params:
-    own = narrow(params)
-    if sampling_mesh is mesh:
-      return own
-    return jax.device_put(own, sharding.params_sharding(sampling_mesh, own))
+    home = own.reference if params is source.reference else mesh
+    with jax.set_mesh(home):
+      copy = narrow(params)
+    if own.sampler is home:
+      return copy
+    return jax.device_put(copy, sharding.params_sharding(own.sampler, copy))
 
   controller = advantages.fixed_kl
   if c.kl_target:
@@ -112,7 +116,7 @@ def prepare(
     if not isinstance(model, ActorCritic):
       return params
     if model.shared:
-      critic = policy.no_score(model.critic, where)
+      critic = policy.new_scores(model.critic, place=where)
     else:
       critic = policy.load_scored(critic_spec, tokenizer, config.seed, where)[1]
     return {'policy': params, 'critic': critic}
@@ -132,6 +136,7 @@ def prepare(
     scorer,
     estimator,
     rounds,
+    reference_mesh=None if own.reference is mesh else own.reference,
     beta=c.kl,
     controller=controller,
     cast=cast,
@@ -140,6 +145,7 @@ def prepare(
   )
 
   live = bool(objective.fields & DIVERGENCES.keys())
+  check_roles(own, rounds, source.needs_reference, objective, terms)
 
   def open_feed(state: TrainState, reference: Params | None) -> Opened:
     source.reference = reference
@@ -171,6 +177,7 @@ def prepare(
       f'rewards    {config.rewards}; advantages {c.advantages}',
       f'rollouts   {c.prompts} prompts x {c.samples} samples of at most {c.max_new_tokens} tokens, '
       f'{rounds.steps} step{"s" * (rounds.steps > 1)} on each; {steps} steps in all',
+      f'devices    {own}',
       memory(model, source.needs_reference, sampler, c.prompts, terms),
     ),
     origin='rollout row {}'.format,
@@ -178,14 +185,42 @@ def prepare(
     live=live,
     carry=source.begin(),
     open=open_feed,
+    reference_mesh=own.reference,
   )
 
 
-def mesh_of_rest(mesh: jax.sharding.Mesh) -> jax.sharding.Mesh:
-  """The devices that `mesh` leaves, for sampling, each with all parameters; else `mesh` itself."""
-  training = set(mesh.devices.flat)
-  rest = [device for device in jax.devices() if device not in training]
-  return sharding.make_mesh({'data': -1}, rest) if rest else mesh
+def check_roles(
+  own: roles.Roles,
+  rounds: Rounds,
+  needs_reference: bool,
+  objective: Objective,
+  terms: Sequence[rewards.Term],
+) -> None:
+  """Raises ValueError for devices that would have nothing to do, or not enough each."""
+  if own.rewards is not own.training and not any(reward_bytes(term) for term in terms):
+    raise ValueError(
+      f'rollout.reward_devices={own.rewards.size}, and no reward is a model that lives on devices'
+    )
+  if own.reference is own.training:
+    return
+  count = own.reference.size
+  if objective.fields & DIVERGENCES.keys():
+    raise ValueError(
+      f'rollout.reference_devices={count}: {sorted(objective.fields & DIVERGENCES.keys())} compare '
+      'whole vocabularies in the train step, so the reference stays with the policy; set it to 0'
+    )
+  if not needs_reference:
+    raise ValueError(f'rollout.reference_devices={count}, and nothing reads a reference')
+  cells = rounds.minibatches * rounds.microbatches * sharding.groups(own.reference)
+  if rounds.prompts % cells:
+    raise ValueError(
+      f'rollout.prompts={rounds.prompts} must be a multiple of minibatches * microbatches * '
+      f'reference_devices = {rounds.minibatches} * {rounds.microbatches} * {count}'
+    )
+
+
+def reward_bytes(term: rewards.Term) -> int:
+  return getattr(term.reward, 'nbytes', 0)
 
 
 def load_both(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Prompts, Prompts | None]:
@@ -239,15 +274,24 @@ def with_critic(actor: Model, spec: str, tokenizer: data.Tokenizer) -> ActorCrit
   critic = policy.describe(spec, tokenizer).replace(
     dtype=actor.dtype, remat=actor.remat, attention=actor.attention
   )
-  check_critic(spec, critic, tokenizer)
   return ActorCritic(actor, policy.scored(critic))
 
 
-def check_critic(spec: str, critic: Model, tokenizer: data.Tokenizer) -> None:
-  """Raises ValueError where the critic cannot read the policy's tokens."""
-  theirs = policy.find_tokenizer(spec, '' if not spec.startswith(policy.PRESET) else 'byte')
-  if policy.is_workdir(spec) and theirs.fingerprint != tokenizer.fingerprint:
-    raise ValueError(f'rollout.critic={spec} has another tokenizer than the policy')
+def check_critic(spec: str, tokenizer: data.Tokenizer) -> None:
+  """Raises ValueError where the critic cannot read the policy's tokens, or has several scores."""
+  critic = policy.describe(spec, tokenizer)
+  if not spec.startswith(policy.PRESET):  # that has no tokenizer of its own
+    theirs = policy.find_tokenizer(spec)
+    if theirs.vocabulary != tokenizer.vocabulary:
+      raise ValueError(
+        f'rollout.critic={spec} has another tokenizer ({theirs.name!r}) than the policy '
+        f'({tokenizer.name!r}), and a critic reads token ids: give one trained with the same'
+      )
+  if critic.config.num_labels > 1:
+    raise ValueError(
+      f'rollout.critic={spec} has {critic.config.num_labels} scores, and a critic one: give a '
+      'reward model with one head, or a policy'
+    )
   if critic.config.vocab_size < tokenizer.vocab_size:
     raise ValueError(
       f'rollout.critic={spec} knows {critic.config.vocab_size} tokens, the policy '
@@ -276,7 +320,7 @@ def memory(
     'optimizer': 8 * (own + critic),
     'gradients': 4 * (own + critic),
     'reference': 4 * own * reference,
-    'rewards': sum(getattr(term.reward, 'nbytes', 0) for term in terms),
+    'rewards': sum(map(reward_bytes, terms)),
     'sampler': own * width * (actor.dtype != jnp.float32),
     f'cache of {slots} slots': cache,
   }

@@ -13,7 +13,7 @@ import numpy as np
 import rich.console
 from ml_collections import ConfigDict
 
-from jaxpref import data, hosts, offline, online, program, sharding
+from jaxpref import data, hosts, offline, online, program, roles, sharding
 from jaxpref.log_probs import policy_of, policy_params
 from jaxpref.models import Model
 from jaxpref.objectives import parse
@@ -55,20 +55,9 @@ def train(
     NotFinite: too many steps in a row were lost; the last checkpoint stays.
     Preempted: SIGTERM came; the step that it came in is finished and saved.
   """
-  devices = jax.devices()
-  if config.rewards and not 0 <= config.rollout.devices < len(devices):
-    raise ValueError(
-      f'config.rollout.devices={config.rollout.devices} of {len(devices)} devices: leave at least '
-      'one to train'
-    )
-  if config.rewards and config.rollout.devices and jax.process_count() > 1:
-    raise ValueError(
-      f'config.rollout.devices={config.rollout.devices} with {jax.process_count()} processes: '
-      'devices that only sample must belong to the one process; set it to 0'
-    )
+  devices = roles.trainers(config, jax.devices())
   keep_programs()
-  kept = len(devices) - (config.rollout.devices if config.rewards else 0)
-  mesh = sharding.make_mesh(config.mesh.to_dict(), devices[:kept])
+  mesh = sharding.make_mesh(config.mesh.to_dict(), devices)
   console = console or rich.console.Console()
   if jax.process_index() != 0:
     console = rich.console.Console(quiet=True)
@@ -101,7 +90,7 @@ def _train(
   def claim() -> Workdir:
     folder = open_workdir(workdir, config)
     if jax.process_index() == 0:
-      policy.remember(folder.path, config.model, tokenizer, scores=model.config.num_labels == 1)
+      policy.remember(folder.path, config.model, tokenizer, heads=model.config.num_labels)
     return folder
 
   folder = hosts.in_turn(claim)  # only now that data and model are sound

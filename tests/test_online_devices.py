@@ -1,14 +1,19 @@
-"""Where samples are made does not matter: on the devices that train, or on others."""
+"""Where samples, log-probs and scores are made does not matter: who has devices of its own."""
 
+import dataclasses
 import io
 import json
 
+import jax
 import numpy as np
 import pytest
 import rich.console
 
-from jaxpref import config, run
+from jaxpref import config, models, roles, run, sharding
+from jaxpref.data import load_tokenizer
 
+BYTES = load_tokenizer('byte')
+SHAPE = models.preset('tiny', width=32, mlp_width=48, num_layers=1)
 QUIET = rich.console.Console(file=io.StringIO())
 
 
@@ -36,23 +41,75 @@ def trained(tmp_path, name, **changes):
   return run.train(c, tmp_path / name, console=QUIET)
 
 
+def lines(tmp_path, name):
+  text = (tmp_path / name / 'metrics.jsonl').read_text()
+  return [json.loads(line) for line in text.splitlines()]
+
+
 @pytest.mark.slow
-def test_other_devices_may_sample(tmp_path):
-  here = trained(tmp_path, 'here', mesh={'data': 4, 'fsdp': 2})
-  there = trained(tmp_path, 'there', mesh={'data': 4, 'fsdp': 1}, rollout={'devices': 4})
-  np.testing.assert_allclose(
-    here.metrics['eval/reward/mean'], there.metrics['eval/reward/mean'], rtol=1e-4
-  )
-  lines = [
-    [json.loads(line) for line in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
-    for name in ('here', 'there')
-  ]
-  for ours, theirs in zip(*lines, strict=True):
-    for name in ('loss', 'reward/mean', 'completions/mean_length', 'grad_norm'):
+def test_roles_may_have_devices_of_their_own(tmp_path):
+  """Reference, reward model and sampler each apart, and all on the devices that train."""
+  models.save_hf(tmp_path / 'hf', *models.init(SHAPE, jax.random.key(0)), BYTES)
+  scored = dataclasses.replace(SHAPE, num_labels=1)
+  models.save_hf(tmp_path / 'rm', *models.init(scored, jax.random.key(1)), BYTES)
+  common = {
+    'model': str(tmp_path / 'hf'),
+    'objective': 'grpo() + 0.1*kl()',
+    'rewards': f"reward_model('{tmp_path / 'rm'}')",
+  }
+  here = trained(tmp_path, 'here', **common, mesh={'data': 4, 'fsdp': 2})
+  own = {'devices': 1, 'reference_devices': 2, 'reward_devices': 1}
+  there = trained(tmp_path, 'there', **common, mesh={'data': 2, 'fsdp': 2}, rollout=own)
+  for name in ('eval/reward/mean', 'eval/win_rate'):
+    np.testing.assert_allclose(here.metrics[name], there.metrics[name], rtol=1e-4)
+  compared = 0
+  for ours, theirs in zip(lines(tmp_path, 'here'), lines(tmp_path, 'there'), strict=True):
+    for name in ('loss', 'kl', 'reward/mean', 'completions/mean_length', 'grad_norm'):
       if name in ours:
-        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
+        compared += 1
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-3, atol=1e-5, err_msg=name)
+  assert compared >= 15
 
 
-def test_some_device_has_to_train(tmp_path):
-  with pytest.raises(ValueError, match='leave at least one to train'):
-    run.train(settings(tmp_path, rollout={'devices': 8}), tmp_path / 'w', console=QUIET)
+def test_every_role_is_where_it_should_be(tmp_path, monkeypatch):
+  c = settings(tmp_path, rollout={'devices': 3, 'reference_devices': 2, 'reward_devices': 1})
+  devices = roles.trainers(c, jax.devices())
+  assert list(devices) == jax.devices()[:2]
+  found = roles.divide(c, sharding.make_mesh({'fsdp': -1}, devices))
+  assert str(found) == 'training 2, reference 2, rewards 1, sampler 3'
+  assert [d for mesh in found for d in mesh.devices.flat] == jax.devices()
+  assert sharding.groups(found.sampler) == 3 and found.sampler.shape['data'] == 3
+  assert found.reference.shape['fsdp'] == 2
+  c.rollout.update({'devices': 0, 'reference_devices': 0, 'reward_devices': 0})
+  assert roles.trainers(c, jax.devices()) == jax.devices()
+  mesh = sharding.make_mesh()
+  assert all(one is mesh for one in roles.divide(c, mesh))
+  c.update({'rewards': '', 'rollout': {'devices': 8}})
+  assert roles.trainers(c, jax.devices()) == jax.devices()  # without rewards there are no roles
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'rollout': {'devices': 8}}, 'leave at least one to train'),
+    (
+      {'rollout': {'devices': 4, 'reference_devices': 4}},
+      'rollout.devices=4 of 8 devices',
+    ),
+    ({'rollout': {'reference_devices': -1}}, 'leave at least one to train'),
+    ({'rollout': {'reward_devices': 1}}, 'no reward is a model'),
+    ({'rollout': {'reference_devices': 1}}, 'nothing reads a reference'),
+    (
+      {'objective': 'grpo() + full_kl()', 'rollout': {'reference_devices': 4}},
+      "'reverse_kl'.* compare whole",
+    ),
+    (
+      {'objective': 'grpo() + kl()', 'rollout': {'reference_devices': 3, 'prompts': 10}},
+      r'multiple of minibatches \* microbatches \* reference_devices = 1 \* 1 \* 3',
+    ),
+  ],
+)
+def test_devices_without_work_are_said(tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    run.train(settings(tmp_path, **changes), tmp_path / 'w', console=QUIET)
+  assert not (tmp_path / 'w').exists()

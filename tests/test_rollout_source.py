@@ -1,11 +1,15 @@
 """The online source: a function of its arguments; what samples are worth reaches the batch."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
+from jaxpref import rewards
 from jaxpref.advantages import adaptive_kl, group_normalised
 from jaxpref.log_probs import log_probs
+from jaxpref.rollout.samples import against_gold
 from tests.rollouts import MODEL, PARAMS, STOP, T, digest, flat, moved, online
 
 
@@ -194,3 +198,24 @@ def test_groups_without_a_difference_are_warned_of_now_and_then(caplog):
   assert 'rollout 0: in 100 %' in first and 'nothing to learn' in first
   assert 'rollout 9:' in tenth and 'for the 10th time' in tenth
   assert source.report()['frac_reward_zero_std'] == 1
+
+
+def test_a_reward_of_weight_0_is_compared_with_what_is_learnt_from():
+  proxy = np.array([[1.0, 2.0, 3.0], [0.0, 0.0, 5.0]])
+  gold = np.array([[0.5, 0.5, 0.0], [1.0, np.nan, 2.0]])
+  found = rewards.Scores(
+    names=('proxy', 'gold'),
+    weights=np.array([1, 0], np.float32),
+    values=np.stack([proxy.ravel(), gold.ravel()], -1).astype(np.float32),
+    combined=proxy.ravel().astype(np.float32),
+    valid=np.ones(6, bool),
+    failures=(),
+  )
+  # Pairs: (1, 2) is a tie in gold; (1, 3) and (2, 3) are ordered the other way, (4, 6) alike.
+  assert against_gold(found, (2, 3)) == {
+    'rewards/gold/gap': pytest.approx((0.5 + 1.5 + 3.0 - 1.0 + 3.0) / 5),
+    'rewards/gold/agreement': pytest.approx(1 / 3),
+  }
+  nothing = dataclasses.replace(found, valid=np.zeros(6, bool))
+  assert against_gold(nothing, (2, 3)) == {}
+  assert against_gold(dataclasses.replace(found, weights=np.ones(2, np.float32)), (2, 3)) == {}

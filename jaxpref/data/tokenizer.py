@@ -50,6 +50,11 @@ class Tokenizer:
     """The text of token ids, special tokens written out; broken UTF-8 becomes U+FFFD."""
     return self.backend.decode([int(i) for i in ids], skip_special_tokens=False)
 
+  @property
+  def vocabulary(self) -> dict[str, int]:
+    """Every token's id, added ones too: equal where ids mean the same."""
+    return self.backend.get_vocab(with_added_tokens=True)
+
   @functools.cached_property
   def pieces(self) -> tuple[bytes, ...]:
     """What each token adds to a text, as bytes: a token may hold parts of characters."""

@@ -146,7 +146,7 @@ class Scorer:
       found.valid.reshape(shape) & mask.any(-1),
       texts,
       tuple(map(str, found.failures)),
-      found.metrics() | _lengths(mask, finished),
+      found.metrics() | against_gold(found, shape) | _lengths(mask, finished),
     )
 
   def text(self, prompt: np.ndarray, tokens: np.ndarray) -> str:
@@ -188,6 +188,32 @@ def _evaluate(
     agreed(found.valid),
     found.failures,
   )
+
+
+def against_gold(found: rewards.Scores, shape: tuple[int, ...]) -> dict[str, float]:
+  """What is learnt from, compared with rewards of weight 0, such as a gold one; of [B, K] samples.
+
+  Returns:
+    rewards/<name>/gap: mean of the score less that reward, where both are known; as the policy
+      learns to exploit the score it grows.
+    rewards/<name>/agreement: of the pairs of a prompt's samples that both tell apart, the share
+      that both order alike; it falls, to 0.5 where the score says nothing of gold.
+
+  See "Scaling Laws for Reward Model Overoptimization", Gao et al.:
+  https://arxiv.org/abs/2210.10760.
+  """
+  result = {}
+  scores = np.where(found.valid, found.combined, np.nan).astype(np.float64).reshape(shape)
+  for j in np.flatnonzero(found.weights == 0).tolist():
+    gold = found.values[:, j].astype(np.float64).reshape(shape)
+    away = scores - gold
+    if (known := ~np.isnan(away)).any():
+      result[f'rewards/{found.names[j]}/gap'] = float(away[known].mean())
+    ours, theirs = (np.sign(x[:, :, None] - x[:, None, :]) for x in (scores, gold))
+    alike = ours * theirs
+    if (apart := np.abs(alike) == 1).any():
+      result[f'rewards/{found.names[j]}/agreement'] = float((alike[apart] > 0).mean())
+  return result
 
 
 def _lengths(mask: np.ndarray, finished: np.ndarray) -> dict[str, float]:

@@ -5,6 +5,7 @@ between two steps is the carry, a pytree of fixed shapes that checkpoints hold. 
 killed in the middle of PPO's epochs goes on from there, bit for bit.
 """
 
+import contextlib
 import functools
 import logging
 import time
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref import advantages, hosts
+from jaxpref import advantages, hosts, sharding
 from jaxpref.log_probs import ActorCritic, policy_of, policy_params, stacked
 from jaxpref.models import Model, brought_in
 from jaxpref.objectives import Objective, truncated_importance
@@ -42,6 +43,7 @@ class Online:
     sampler, scorer, estimator: samples, their scores, and what becomes of scores.
     rounds: sizes and counts.
     reference: parameters of the policy's reference, which stands still; may be set later.
+    reference_mesh: where it lives; None: where the policy does.
     beta: weight of the KL penalty in the reward, to begin with.
     controller: `(KLState, kl, n) -> KLState`, as in `advantages`.
     cast: parameters -> the sampler's own copy of them.
@@ -59,6 +61,7 @@ class Online:
     rounds: Rounds,
     *,
     reference: Params | None = None,
+    reference_mesh: jax.sharding.Mesh | None = None,
     beta: float = 0.0,
     controller: Callable = advantages.fixed_kl,
     cast: Callable[[Params], Params] = lambda params: params,
@@ -68,6 +71,7 @@ class Online:
     self.sampler, self.scorer, self.rounds = sampler, scorer, rounds
     self.reference, self._beta, self._controller = reference, beta, controller
     self._cast, self._show, self._place = cast, show, place
+    self._reference_mesh = reference_mesh
     self._critic = isinstance(model, ActorCritic)
     reads = objective.fields
     if getattr(estimator, 'critic', False) and not self._critic:
@@ -140,7 +144,10 @@ class Online:
     if carry['cursor'] >= self.rounds.steps or self._strayed(params, carry):
       carry = self._collect(params, carry)
     rows = self.rounds.rows(int(carry['rollout']), int(carry['cursor']))
-    return self._pack(carry, rows), {**carry, 'cursor': np.int32(carry['cursor'] + 1)}
+    return self._pack(carry, rows, self.rounds.shards), {
+      **carry,
+      'cursor': np.int32(carry['cursor'] + 1),
+    }
 
   def _strayed(self, params: Params, carry: Carry) -> bool:
     """Whether, as a further pass begins, the policy is too far from the one that sampled."""
@@ -176,7 +183,9 @@ class Online:
     if 'values' in found:
       fields['old_values'] = found['values']
     if self.needs_reference:
-      fields['ref_logps'] = self._forward(self._compute_logps, self.reference, carry)['logps']
+      where = self._reference_mesh
+      theirs = self._forward(self._compute_logps, self.reference, carry, where)
+      fields['ref_logps'] = theirs['logps']
     policy_logps = fields.get('old_logps', np.asarray(samples.logps))
     kl = np.where(mask, policy_logps - fields.get('ref_logps', policy_logps), 0)
     inputs = Inputs(
@@ -248,16 +257,25 @@ class Online:
   def _score(self, ids: np.ndarray, samples: Samples) -> Scored:
     return self.scorer(self.sampler.prompts, ids.tolist(), samples)
 
-  def _forward(self, compute: Callable, params: Params, carry: Carry) -> dict[str, np.ndarray]:
-    """Fields [B, K, T] of a rollout under `params`, in the batches that steps would have."""
-    parts = []
+  def _forward(
+    self, compute: Callable, params: Params, carry: Carry, mesh: jax.sharding.Mesh | None = None
+  ) -> dict[str, np.ndarray]:
+    """Fields [B, K, T] of a rollout under `params`, in the batches that steps would have.
+
+    `mesh`: of `params`, where they live apart from what trains.
+    """
+    place, shards, parts = self._place, self.rounds.shards, []
+    if mesh is not None:
+      place = functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh))
+      shards = sharding.groups(mesh)
     for rows in np.array_split(np.arange(self.rounds.prompts), self.rounds.minibatches):
-      batch = self._pack(carry, rows)
-      found = hosts.whole(compute(params, self._place(batch)))
+      batch = self._pack(carry, rows, shards)
+      with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+        found = hosts.whole(compute(params, place(batch)))
       parts.append({name: unpack(value, batch, rows.tolist()) for name, value in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-  def _pack(self, carry: Carry, rows: np.ndarray) -> Batch:
+  def _pack(self, carry: Carry, rows: np.ndarray, shards: int) -> Batch:
     groups = []
     for row in rows.tolist():
       candidates = []
@@ -273,7 +291,7 @@ class Online:
       row_length=self.row_length,
       completion=self.sampler.max_new_tokens,
       microbatches=self.rounds.microbatches,
-      shards=self.rounds.shards,
+      shards=shards,
     )
 
   def _monitor(self, scored: Scored, mask: np.ndarray, kl: float | None, carry: Carry) -> None:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
+
 from jaxpref.log_probs import ActorCritic
 from jaxpref.models import Model
 from jaxpref.train.loop import Source
@@ -40,6 +42,7 @@ class Feed(NamedTuple):
     live: the state holds a reference that stands still, and the step reads it.
     carry: of the source before the first step.
     open: (state, parameters of a reference that stands still, or None) -> `Opened`.
+    reference_mesh: where that reference lives; None: with the policy.
   """
 
   model: Model | ActorCritic
@@ -52,3 +55,4 @@ class Feed(NamedTuple):
   live: bool
   carry: Any
   open: Callable[[TrainState, Params | None], Opened]
+  reference_mesh: Mesh | None = None

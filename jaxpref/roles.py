@@ -1,0 +1,73 @@
+"""Which devices do what in online training.
+
+Policy and critic train in one step, so they share the mesh that `config.mesh` describes. The others
+may have devices of their own, the last of the machine's: first the reference's, then those of the
+reward models, then those that sample. Who has none of its own works on the training mesh. Between
+them go host arrays (samples, log-probs, scores), and to the sampler the policy's parameters, which
+are resharded.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxpref import sharding
+
+KEYS = {'reference': 'reference_devices', 'rewards': 'reward_devices', 'sampler': 'devices'}
+
+
+class Roles(NamedTuple):
+  """The mesh of each role."""
+
+  training: Mesh
+  reference: Mesh
+  rewards: Mesh
+  sampler: Mesh
+
+  def __str__(self) -> str:
+    apart = {name: mesh for name, mesh in self._asdict().items() if mesh is not self.training}
+    counts = {'training': self.training, **apart}
+    return ', '.join(f'{name} {mesh.size}' for name, mesh in counts.items())
+
+
+def counts(config: ConfigDict) -> dict[str, int]:
+  """How many devices of its own each role has; without rewards there are no roles."""
+  return {role: config.rollout[key] if config.rewards else 0 for role, key in KEYS.items()}
+
+
+def trainers(config: ConfigDict, devices: Sequence[jax.Device]) -> Sequence[jax.Device]:
+  """The devices that are left to train.
+
+  Raises:
+    ValueError: there are none, or several processes, as devices of a role belong to one.
+  """
+  asked = counts(config)
+  own = sum(asked.values())
+  said = ', '.join(f'rollout.{key}={asked[role]}' for role, key in KEYS.items() if asked[role])
+  if min(asked.values()) < 0 or own >= len(devices):
+    raise ValueError(f'{said} of {len(devices)} devices: leave at least one to train')
+  if own and jax.process_count() > 1:
+    raise ValueError(
+      f'{said} with {jax.process_count()} processes: devices of a role must belong to the one '
+      'process; set it to 0'
+    )
+  return devices[: len(devices) - own]
+
+
+def divide(config: ConfigDict, training: Mesh) -> Roles:
+  """Every role's mesh; `training` is of the devices that `trainers` left.
+
+  The sampler's devices hold all parameters each, those of the reference and of reward models shards
+  of them.
+  """
+  ours = set(training.devices.flat)
+  rest = [device for device in jax.devices() if device not in ours]
+  meshes = {}
+  for role, count in counts(config).items():
+    own, rest = rest[:count], rest[count:]
+    axes = {'data': -1} if role == 'sampler' else {'fsdp': -1}
+    meshes[role] = sharding.make_mesh(axes, own) if own else training
+  return Roles(training, **meshes)
