@@ -78,7 +78,7 @@ def default() -> ml_collections.ConfigDict:
     ''  # what the critic begins as; '': the policy; 'shared': a score on the policy's own states
   )
   rollout.timeout = 60.0  # seconds that a reward may take for a rollout
-  rollout.show = 10  # rollouts between printed samples; 0: none
+  rollout.show = 10  # rollouts between samples that are printed and kept in samples.jsonl; 0: none
 
   c.batch = batch = ml_collections.ConfigDict()
   batch.size = 64  # examples (pairs) an optimizer step, over all devices; with rewards it is

@@ -13,9 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxpref import hosts, sharding
+from jaxpref import hosts, sharding, stops
 from jaxpref import sampling as sampler
-from jaxpref import stops
 from jaxpref.models import Model
 from jaxpref.sampling import PLAIN, Sampling
 from jaxpref.typing import Params

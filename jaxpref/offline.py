@@ -63,7 +63,7 @@ def prepare(
       return {}
     return {'ref_logps': anchor.reference_table(console, model, reference, mesh, dataset)}
 
-  def open_feed(state: TrainState, reference: Params | None) -> Opened:
+  def open_feed(state: TrainState, reference: Params | None, _: pathlib.Path) -> Opened:
     if reference is not None and config.reference == 'live':
       state = state._replace(reference=reference)
     source = dataclasses.replace(batches, tables=tables(reference, train_set))

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,14 +22,13 @@ from jaxpref.rollout.prompts import Prompts, load_prompts
 from jaxpref.rollout.rounds import Rounds
 from jaxpref.rollout.samples import Sampler, Scorer
 from jaxpref.rollout.source import Online
+from jaxpref.rollout.tables import Tables
 from jaxpref.sampling import Sampling
 from jaxpref.train import policy, reward_models
 from jaxpref.train.feed import Feed, Opened
 from jaxpref.train.state import TrainState
 from jaxpref.typing import Params
 
-SHOWN = 3  # samples of a rollout that are printed
-EXCERPT = 400  # characters of each
 SHARED = 'shared'  # rollout.critic: one score on the policy's own states
 
 
@@ -121,14 +121,7 @@ def prepare(
       critic = policy.load_scored(critic_spec, tokenizer, config.seed, where)[1]
     return {'policy': params, 'critic': critic}
 
-  def show(rollout: int, prompts: Sequence[str], texts: Sequence[Sequence[str]], scores) -> None:
-    if not c.show or rollout % c.show:
-      return
-    for prompt, group, row in list(zip(prompts, texts, scores, strict=True))[:SHOWN]:
-      said = f'{prompt[-EXCERPT:]!r} -> {group[0][:EXCERPT]!r}'
-      line = f'rollout {rollout}, reward {float(row[0]):.3f}: {said}'
-      console.print(line, soft_wrap=True, markup=False, highlight=False)
-
+  tables = Tables(c.show, console)
   source = Online(
     model,
     objective,
@@ -140,15 +133,18 @@ def prepare(
     beta=c.kl,
     controller=controller,
     cast=cast,
-    show=show,
+    show=tables,
     place=place,
   )
 
   live = bool(objective.fields & DIVERGENCES.keys())
   check_roles(own, rounds, source.needs_reference, objective, terms)
 
-  def open_feed(state: TrainState, reference: Params | None) -> Opened:
+  def open_feed(state: TrainState, reference: Params | None, folder: Path) -> Opened:
+    if own.reference is not mesh and reference is not None:
+      reference = jax.device_put(reference, sharding.params_sharding(own.reference, reference))
     source.reference = reference
+    tables.open(folder, int(state.carry['rollout']))
     if live:  # the step donates its state, hence a copy
       state = state._replace(
         reference=jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), reference)
@@ -185,7 +181,6 @@ def prepare(
     live=live,
     carry=source.begin(),
     open=open_feed,
-    reference_mesh=own.reference,
   )
 
 

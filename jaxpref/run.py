@@ -121,7 +121,8 @@ def _train(
   if feed.needs_reference or sync:
     own = jax.tree.map(lambda x: x.sharding, made.reference)
     reference = anchor.standing_reference(state, own, checkpoints)
-  state, source, found, finish = feed.open(state, reference)
+  state, source, found, finish = feed.open(state, reference, folder.path)
+  del reference  # it may have moved to devices of its own
   evaluate = found and _Last(found)
   start = int(state.step)
   writers = open_writers(

@@ -11,6 +11,7 @@ import rich.console
 from ml_collections import ConfigDict
 
 from jaxpref import config, run
+from jaxpref.rollout.tables import Tables
 from jaxpref.train.loop import fit
 from jaxpref.train.writers import read_metrics
 
@@ -169,8 +170,34 @@ def test_what_a_person_sees(tmp_path, data):
     "rewards    user('tests.test_online:digits'); advantages group_baseline()",
     'rollouts   16 prompts x 4 samples of at most 4 tokens',
     'memory     MiB: parameters',
+    'cache of 64 slots',
     'reward 0.',
     'eval/reward/mean 0.',
     " is' -> '",
   ):
     assert part in text, text
+  lines = [json.loads(line) for line in (tmp_path / 'w' / 'samples.jsonl').read_text().splitlines()]
+  assert [line['rollout'] for line in lines] == [0] * 12 + [1] * 12  # of 3 prompts, 4 samples each
+  for line in lines:
+    assert line['prompt'].endswith(' is')
+    assert line['reward'] == pytest.approx(digits(None, [line['completion']], None)[0])
+
+
+def test_samples_that_a_killed_run_had_not_saved_are_written_once(tmp_path):
+  tables = Tables(2, QUIET)
+  ask = (['p', 'q'], [['é', 'b'], ['c', 'd']], np.array([[0.5, 1.0], [2.0, 3.0]]))
+  tables(0, *ask)  # before there is a folder
+  tables.open(tmp_path, 0)
+  for rollout in (0, 1, 2, 4):
+    tables(rollout, *ask)
+  file = tmp_path / 'samples.jsonl'
+  whole = file.read_text()
+  assert [json.loads(line)['rollout'] for line in whole.splitlines()] == [0] * 4 + [2] * 4 + [4] * 4
+  assert json.loads(whole.splitlines()[0]) == {
+    'rollout': 0, 'prompt': 'p', 'completion': 'é', 'reward': 0.5,
+  }  # fmt: skip
+  file.write_text(whole + '{"rollout": 6, "pro')
+  again = Tables(2, QUIET)
+  again.open(tmp_path, 3)
+  again(4, *ask)
+  assert file.read_text() == whole

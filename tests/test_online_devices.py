@@ -97,8 +97,8 @@ def test_every_role_is_where_it_should_be(tmp_path, monkeypatch):
       'rollout.devices=4 of 8 devices',
     ),
     ({'rollout': {'reference_devices': -1}}, 'leave at least one to train'),
-    ({'rollout': {'reward_devices': 1}}, 'no reward is a model'),
-    ({'rollout': {'reference_devices': 1}}, 'nothing reads a reference'),
+    ({'rollout': {'reward_devices': 4}}, 'no reward is a model'),
+    ({'rollout': {'reference_devices': 4}}, 'nothing reads a reference'),
     (
       {'objective': 'grpo() + full_kl()', 'rollout': {'reference_devices': 4}},
       "'reverse_kl'.* compare whole",

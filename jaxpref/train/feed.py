@@ -4,8 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
-
 from jaxpref.log_probs import ActorCritic
 from jaxpref.models import Model
 from jaxpref.train.loop import Source
@@ -41,8 +39,7 @@ class Feed(NamedTuple):
     needs_reference: whether a reference is read.
     live: the state holds a reference that stands still, and the step reads it.
     carry: of the source before the first step.
-    open: (state, parameters of a reference that stands still, or None) -> `Opened`.
-    reference_mesh: where that reference lives; None: with the policy.
+    open: (state, parameters of a reference that stands still or None, workdir) -> `Opened`.
   """
 
   model: Model | ActorCritic
@@ -54,5 +51,4 @@ class Feed(NamedTuple):
   needs_reference: bool
   live: bool
   carry: Any
-  open: Callable[[TrainState, Params | None], Opened]
-  reference_mesh: Mesh | None = None
+  open: Callable[[TrainState, Params | None, Path], Opened]

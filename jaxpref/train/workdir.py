@@ -2,6 +2,7 @@
 
   config.json      the configuration, sorted; written once, before anything else
   metrics.jsonl    one line a logged step (writers.py)
+  samples.jsonl    what a policy wrote every so many rollouts, with rewards (rollout/tables.py)
   base/            the model's config.json or preset, and the tokenizer (policy.py)
   checkpoints/     one folder a saved step, and reference/ (checkpoint.py)
   normalisation.json   of a reward model: mean and std of its scores (normalisation.py)
