@@ -60,8 +60,8 @@ class Tables:
     with self._file.open('a', encoding='utf-8') as file:
       for prompt, group, row in shown:
         for text, score in zip(group, row, strict=True):
-          said = {'rollout': rollout, 'prompt': prompt, 'completion': text, 'reward': score}
-          file.write(json.dumps(said, ensure_ascii=False) + '\n')
+          sample = {'rollout': rollout, 'prompt': prompt, 'completion': text, 'reward': score}
+          file.write(json.dumps(sample, ensure_ascii=False) + '\n')
 
 
 def _rollout(line: str) -> int:
