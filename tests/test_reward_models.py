@@ -264,8 +264,8 @@ def test_a_vocabulary_too_small_is_refused(trained):
 @pytest.mark.parametrize(
   ('text', 'message'),
   [
-    ("reward_model('{base}')", '0 scores, not one'),
-    ("reward_model('preset:tiny')", '0 scores, not one'),
+    ("reward_model('{base}')", 'it has no scores'),
+    ("reward_model('preset:tiny')", 'it has no scores'),
     ('reward_model(3)', "as reward_model\\('runs/rm'\\), got 3"),
     ("reward_model('{rm}', spread=0)", 'must be a positive number, got 0'),
     ("reward_model('{rm}', scale=1)", "has no 'scale'"),
