@@ -55,6 +55,18 @@ def test_nothing_as_large_as_all_scores_is_kept_or_held():
   assert largest <= HEADS * length * length // blocked.BLOCKS
 
 
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+def test_it_lowers_for_accelerators_without_scores_of_whole_rows(platform):
+  """Long rows, value and gradient: the widest block is an eighth of the queries by all keys."""
+  length = 2048
+  (q, k, v, _), layout = drawn(2, length, count=1)
+  q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+  loss = lambda *x: attend_rows(Form(8.0), *x, layout, None).astype(jnp.float32).sum()  # noqa: E731
+  gradient = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+  text = jax.export.export(gradient, platforms=[platform])(q, k, v).mlir_module()
+  assert f'{length // blocked.BLOCKS}x{length}x' in text and f'{length}x{length}x' not in text
+
+
 @pytest.mark.parametrize('length', [1, 128, 129, 1024, 1500, 8192])
 def test_blocks_cover_a_row_once_and_are_few(length):
   found = spans(length)

@@ -104,17 +104,17 @@ def measure(
 ) -> dict[str, Any]:
   """Runs the workers; returns the result that is printed and written.
 
-  `change` and `rework` make other work of the preset's shape and of its pairs.
+  `change` makes other work of the preset's shape, `rework` of pairs that are drawn for the preset.
   """
-  shape = SHAPES[args.preset]
-  shape = change(shape._replace(batch=args.batch or shape.batch))
+  given = SHAPES[args.preset]
+  shape = change(given._replace(batch=args.batch or given.batch))
   config = models.preset(shape.model, **shape.overrides, num_labels=int(args.task == 'reward'))
   steps = args.warm + args.rounds * args.steps
   per_step = shape.prompts if args.task in SAMPLED else shape.batch
   if args.data:
-    rows = pairs.from_file(args.data, args.tokenizer, steps * per_step, shape.max_length)
+    rows = pairs.from_file(args.data, args.tokenizer, steps * per_step, given.max_length)
   else:
-    rows = pairs.made_up(steps * per_step, config.vocab_size, shape.max_length)
+    rows = pairs.made_up(steps * per_step, config.vocab_size, given.max_length)
   rows = rework(rows)
   if args.task == 'kto':
     rows = pairs.labelled(rows, shape.batch, shape.max_length)

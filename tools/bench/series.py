@@ -90,9 +90,9 @@ def compared(ours: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, flo
 
 
 COLUMNS = (
-  ('useful GFLOP', 'gflop', '{:.0f}'),
-  ('seconds', 'seconds', '{:.2f}'),
-  ('CPU seconds', 'cpu_seconds', '{:.2f}'),
+  ('useful GFLOP', 'gflop', '{:.3g}'),
+  ('seconds', 'seconds', '{:.3g}'),
+  ('CPU seconds', 'cpu_seconds', '{:.3g}'),
   ('scored tokens/s', 'tokens_per_second', '{:,.0f}'),
   ('arithmetic, times', 'arithmetic', '{:.2f}'),
   ('seconds, times', 'cost', '{:.2f}'),
