@@ -46,6 +46,7 @@ def get_config(arg: str = ''):
   c.optimizer.learning_rate = 1e-6
   c.optimizer.schedule = 'constant'
   c.optimizer.warmup = 0.02
+  c.log.entropy = True
   c.eval.every = 50
   c.eval.temperature = 0.0
   c.checkpoint.every = 50

@@ -48,6 +48,7 @@ def get_config(arg: str = ''):
   c.optimizer.learning_rate = 1e-6
   c.optimizer.schedule = 'linear'
   c.optimizer.eps = 1e-5
+  c.log.entropy = True
   c.eval.every = 100
   c.checkpoint.every = 500
   if arg == 'tiny':

@@ -175,18 +175,23 @@ def check_fits(
   config: ConfigDict, model: Model, tokenizer: data.Tokenizer, dataset: data.Dataset
 ) -> None:
   """Raises ValueError where tokens or positions of the data are beyond what the model knows."""
-  vocabulary = model.config.vocab_size
-  if tokenizer.vocab_size > vocabulary:
-    raise ValueError(
-      f'the tokenizer has {tokenizer.vocab_size} tokens, the model {config.model} only '
-      f'{vocabulary}; give the tokenizer that belongs to the model as config.tokenizer'
-    )
+  check_vocabulary(config, model, tokenizer)
   longest = int((dataset.lengths[:, :1] + dataset.lengths[:, 1:]).max())
   limit = model.config.position_limit
   if limit is not None and longest > limit:
     raise ValueError(
       f'the data holds sequences of {longest} tokens, but {config.model} knows {limit} positions; '
       'set config.data.max_length to at most that'
+    )
+
+
+def check_vocabulary(config: ConfigDict, model: Model, tokenizer: data.Tokenizer) -> None:
+  """Raises ValueError where the tokenizer has tokens that the model does not know."""
+  vocabulary = model.config.vocab_size
+  if tokenizer.vocab_size > vocabulary:
+    raise ValueError(
+      f'the tokenizer has {tokenizer.vocab_size} tokens, the model {config.model} only '
+      f'{vocabulary}; give the tokenizer that belongs to the model as config.tokenizer'
     )
 
 

@@ -16,7 +16,7 @@ from jaxpref.evals.sampled import sampled
 from jaxpref.log_probs import DIVERGENCES, VALUES, ActorCritic, policy_of, policy_params
 from jaxpref.models import Model, brought_in
 from jaxpref.objectives import Objective
-from jaxpref.offline import describe, with_held_out
+from jaxpref.offline import check_vocabulary, describe, with_held_out
 from jaxpref.rollout import estimators
 from jaxpref.rollout.prompts import Prompts, load_prompts
 from jaxpref.rollout.rounds import Rounds
@@ -72,6 +72,7 @@ def prepare(
   )
   actor = describe(config, tokenizer)
   policy.check_writes(config.model, actor)
+  check_vocabulary(config, actor, tokenizer)
   critic_spec = c.critic or config.model
   if c.critic not in ('', SHARED, config.model):
     check_critic(c.critic, tokenizer)

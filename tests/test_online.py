@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import pathlib
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from jaxpref.rollout.tables import Tables
 from jaxpref.train.loop import fit
 from jaxpref.train.writers import read_metrics
 
+GPT2 = str(pathlib.Path(__file__).parent / 'testdata' / 'hf' / 'gpt2')  # of 96 tokens
 QUIET = rich.console.Console(quiet=True)
 
 
@@ -144,6 +146,9 @@ def test_metrics_of_a_rollout_come_with_its_first_step(tmp_path, data):
     ({'data.eval_fraction': 1.0}, 'leaves 0 prompts'),
     ({'batch.row_lengths': (8,)}, 'rows of 8 tokens do not hold'),
     ({'reference': 'live', 'reference_sync.every': 2}, 'it stands still'),
+    ({'model': 'preset:gpt2', 'rollout.max_new_tokens': 2000}, 'the model knows 1024 positions'),
+    ({'model': GPT2, 'tokenizer': 'byte'}, 'tokenizer has 259 tokens, the model .* only 96'),
+    ({'rollout.stop': ('',)}, 'stop strings are a list of texts that are not empty'),
     (
       {
         'objective': 'ppo_clip() + value_loss()',
@@ -162,7 +167,8 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, data, changes, messag
 
 def test_what_a_person_sees(tmp_path, data):
   told = io.StringIO()
-  c = tiny(data, **{'rollout.show': 1, 'data.eval_fraction': 0.2})
+  letters = tuple('abcdefghijklmnopqrstuvwxyz')
+  c = tiny(data, **{'rollout.show': 1, 'data.eval_fraction': 0.2, 'rollout.stop': letters})
   run.train(c, tmp_path / 'w', console=rich.console.Console(file=told, width=200))
   text = told.getvalue()
   for part in (
@@ -176,10 +182,13 @@ def test_what_a_person_sees(tmp_path, data):
     " is' -> '",
   ):
     assert part in text, text
+  (first, *_) = read_metrics(tmp_path / 'w' / 'metrics.jsonl')
+  assert 0.3 < first['completions/clipped_ratio'] < 0.9  # (1 - 29 / 259)⁴ = 0.62 of random bytes
   lines = [json.loads(line) for line in (tmp_path / 'w' / 'samples.jsonl').read_text().splitlines()]
   assert [line['rollout'] for line in lines] == [0] * 12 + [1] * 12  # of 3 prompts, 4 samples each
   for line in lines:
     assert line['prompt'].endswith(' is')
+    assert not set(line['completion']) & set(letters)  # stop strings are no part of what is scored
     assert line['reward'] == pytest.approx(digits(None, [line['completion']], None)[0])
 
 
