@@ -1,7 +1,7 @@
 """Process reward models in rollouts: every step's verdict, made one number."""
 
 import dataclasses
-import json
+import functools
 import math
 
 import jax
@@ -11,12 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxpref import models, rewards, run, sharding
+from jaxpref import models, rewards, sharding
 from jaxpref.rollout.reward_models import RewardModel
 from jaxpref.rollout.steps import REDUCTIONS, Steps, last, least, product
-from jaxpref.train import policy
 from jaxpref.train.reward_models import makers
-from tests.test_reward_models import BYTES, QUIET, settings
+from tests.test_reward_models import BYTES
 
 MESH = sharding.make_mesh()
 SHAPE = models.preset('tiny', width=32, mlp_width=48, num_layers=1)
@@ -29,18 +28,21 @@ def judge(steps, heads=1):
   return RewardModel(model, params, BYTES, MESH, steps=steps)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def score(model, params, tokens):
+  layout = models.mask_layout(jnp.ones(tokens.shape, bool))
+  return model.scores(params, model.hidden(params, tokens, layout))
+
+
 def by_hand(reward, text, ends):
   """σ(score) after each of `ends` characters of `text`, read alone and whole: [ends, heads]."""
-  tokens = jnp.array([[BYTES.bos_id, *BYTES.encode(text)]])
-  states = reward.model.hidden(
-    reward.params, tokens, models.mask_layout(jnp.ones(tokens.shape, bool))
-  )
-  scores = np.asarray(reward.model.scores(reward.params, states)[0], np.float64)
+  read = [BYTES.bos_id, *BYTES.encode(text)]
+  tokens = np.array([read + [0] * (32 - len(read))], np.int32)
+  scores = np.asarray(score(reward.model, reward.params, tokens)[0], np.float64)
   return 1 / (1 + np.exp(-scores[ends]))  # the token of character n stands after bos, at n
 
 
-@pytest.mark.parametrize('heads', [1, 2])
-@pytest.mark.parametrize('name', ['min', 'product', 'last'])
+@pytest.mark.parametrize(('name', 'heads'), [('min', 1), ('product', 2), ('last', 1)])
 def test_a_reward_is_the_verdicts_on_the_steps_made_one(name, heads):
   reward = judge(Steps(REDUCTIONS[name]), heads)
   completions = ['ab\nc\n', 'abc', '\n\nx\n \ny', 'one\ntwo\nthree\n', '']
@@ -82,24 +84,16 @@ def test_reductions_by_hand():
   np.testing.assert_allclose(last(p), [0.4, 0.5])
 
 
-def test_a_run_reads_one_by_name(tmp_path):
-  records = [
-    {'prompt': f'{n}:', 'completions': ['aa\n', 'b\n'], 'labels': [True, False]} for n in range(32)
-  ]
-  (tmp_path / 'steps.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in records))
-  models.save_hf(tmp_path / 'hf', *models.init(SHAPE, jax.random.key(0)), BYTES)
-  source = f'jsonl:{tmp_path / "steps.jsonl"}'
-  settled = {'objective': 'process_reward()', 'steps': 2, 'data.eval_fraction': 0.0}
-  c = settings(str(tmp_path / 'hf'), source, **settled)
-  run.train(c, tmp_path / 'prm', console=QUIET)
+def test_a_config_names_one(tmp_path):
+  trained = judge(None)
+  models.save_hf(tmp_path / 'prm', trained.model, trained.params, BYTES)
   text = f"process_reward_model('{tmp_path / 'prm'}', reduce=product, step='b')"
   (term,) = rewards.parse(text, more=makers(MESH, BYTES))
   assert term.name == 'process_reward_model' and term.reward.steps == Steps(product, 'b')
   assert str(term) == f"process_reward_model({str(tmp_path / 'prm')!r}, reduce='product', step='b')"
-  model, params = policy.load(str(tmp_path / 'prm'), BYTES)
-  read_whole = RewardModel(model, params, BYTES, MESH, steps=Steps(product, 'b'))
   asked = ['0:'], ['aabab'], [{}]
-  np.testing.assert_allclose(term.reward(*asked), read_whole(*asked), rtol=1e-5)
+  want = dataclasses.replace(trained, steps=Steps(product, 'b'))(*asked)
+  np.testing.assert_allclose(term.reward(*asked), want, rtol=1e-5)
   assert 0 < term.reward(*asked)[0] < 1 and math.isfinite(term.reward(*asked)[0])
   with pytest.raises(ValueError, match='reduce is one of min, product, last'):
     rewards.parse(text.replace('product', 'max'), more=makers(MESH, BYTES))
