@@ -81,6 +81,36 @@ def test_the_step_is_compiled_and_counted(monkeypatch):
   assert found.wire > 0 and found.traffic > 0
 
 
+@pytest.mark.slow
+def test_an_online_run_is_compiled_with_its_sampler(monkeypatch):
+  monkeypatch.setattr(chips, 'devices', lambda topology: jax.devices()[:8])
+  monkeypatch.setattr(chips, 'versions', dict)
+  values = {'rollout.prompts': 16, 'rollout.minibatches': 2, 'batch.row_lengths': ()}
+  config = planned.with_values(configs.load('ppo:tiny'), TINY | values | {'rollout.kl': 0.1})
+  found = planned.make(config, chips.parse('v5e:2x4'), LENGTHS)
+  assert found.examples == 8  # a minibatch
+  assert found.memory['reference'] == pytest.approx(found.memory['parameters'] / 2, rel=0.1)
+  prefill, token = found.sampler['prefill'], found.sampler['token']
+  # 16 prompts of 32 tokens, of which the last is read again; 64 samples read one token each.
+  assert prefill['flops'] / token['flops'] == pytest.approx(16 * 32 / 64, rel=0.5)
+  assert any('sampler' in line for line in report.lines(found))
+
+
+def test_ppo_holds_a_critic_and_a_reference():
+  values = {'rollout.prompts': 16, 'rollout.minibatches': 2, 'batch.row_lengths': ()}
+
+  def memory(**more):
+    config = planned.with_values(configs.load('ppo:tiny'), TINY | values | more)
+    return planned.make(config, chips.parse('v5e:2x4'), LENGTHS, analytic=True).memory
+
+  whole, shared = memory(), memory(**{'rollout.critic': 'shared'})
+  assert whole['parameters'] > 1.8 * shared['parameters']
+  assert whole['reference'] == shared['reference'] < shared['parameters']
+  assert 'reference' not in memory(**{'rollout.kl': 0.0, 'rollout.kl_target': 0.0})
+  # Keys and values in bfloat16 over 8 chips: 16 prompts of 32 tokens, 64 samples of 12.
+  assert whole['its cache'] == 2 * 2 * 2 * 16 * 2 * (16 * 32 + 64 * 12) / 8
+
+
 def test_gpus_are_estimated_and_said_to_be(capsys):
   arguments = ['--config=dpo', '--config.model=preset:llama3-8b', '--topology=gpu:h100:8']
   assert cli.main(['plan', *arguments, '--config.remat=dots']) == 0

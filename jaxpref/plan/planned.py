@@ -13,11 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxpref import models, program, sharding
-from jaxpref.log_probs import DIVERGENCES, REWARDS, policy_of
+from jaxpref.log_probs import DIVERGENCES, REWARDS, ActorCritic
 from jaxpref.models import ATTENTION, Model
 from jaxpref.objectives import parse
+from jaxpref.online import SHARED
 from jaxpref.plan import batch as batches
-from jaxpref.plan import chips, costs, estimate
+from jaxpref.plan import chips, costs, estimate, rollouts
 from jaxpref.plan.chips import Topology
 from jaxpref.plan.hlo import Instruction
 from jaxpref.train import policy
@@ -53,6 +54,7 @@ class Plan:
   versions: dict[str, str]
   date: str
   price: float | None = None  # of a chip for an hour
+  sampler: dict[str, Any] | None = None  # of an online run, as `rollouts.compiled` has it
 
   @property
   def chips(self) -> int:
@@ -135,16 +137,27 @@ def make(
   )
   if not analytic:
     mesh = sharding.make_mesh(config.mesh.to_dict(), chips.devices(topology))
-  model = describe(config, topology)
+  actor = describe(config, topology)
+  model: Model | ActorCritic = actor
   reads = bool(objective.fields & {'ref_logps', *DIVERGENCES})
   live = reads and config.reference == 'live' and not config.reference_sync.every
+  online, groups = bool(config.rewards), sharding.groups(mesh)
+  if online:
+    live = bool(objective.fields & DIVERGENCES.keys())
+    model = rollouts.with_critic(config, actor, critic_of(config, topology))
   made = program.assemble(config, objective, model, STEPS, mesh, live=live)
-  host_batch = batches.make(
-    config, objective, tokens, sharding.groups(mesh), live=reads and config.reference == 'live'
-  )
+  if online:
+    host_batch = rollouts.batch(config, objective, tokens[0], groups, model is not actor)
+  else:
+    host_batch = batches.make(
+      config, objective, tokens, groups, live=reads and config.reference == 'live'
+    )
   given = estimate.sizes(host_batch, made.chunk)
-  memory, host = estimate.state_bytes(made, live=live)
-  actor = policy_of(model)
+  standing = online and rollouts.needs_reference(config, objective)
+  memory, host = estimate.state_bytes(made, live=live or standing)
+  if online:
+    memory['the sampler'] = rollouts.copy_bytes(actor, mesh)
+    memory['its cache'] = int(rollouts.cache_bytes(config, actor, tokens[0], topology.chips))
   flops, useful = estimate.flops(model, host_batch, topology.chips, live=reads and live)
   plan = Plan(
     model=config.model,
@@ -152,11 +165,11 @@ def make(
     topology=topology.name,
     mesh=shape,
     source='estimated',
-    examples=config.batch.size,
+    examples=work(host_batch).examples,
     tokens=work(host_batch).tokens,
     parameters=sum(x.size for x in jax.tree.leaves(model.param_shapes())),
     setting={
-      'lengths': list(tokens),
+      'lengths': [tokens[0], config.rollout.max_new_tokens] if online else list(tokens),
       'microbatches': given.microbatches,
       'rows': [list(rows.tokens.shape[2:]) for rows in host_batch.rows],
       'scored slots': given.scored,
@@ -193,6 +206,7 @@ def make(
     began = time.monotonic()
     compiled = made.step.lower(state, arguments, made.hparams).compile()
     seconds = time.monotonic() - began
+  sampler = rollouts.compiled(config, actor, mesh, tokens[0]) if online else None
   text = compiled.as_text()
   keep(text)
   found = costs.count(text, price=attention_price(actor, host_batch))
@@ -207,6 +221,7 @@ def make(
     kernels=found.kernels,
     compile_seconds=seconds,
     versions=plan.versions | chips.versions(),
+    sampler=sampler,
   )
 
 
@@ -214,6 +229,13 @@ def assembled(config: ConfigDict, topology: Topology, mesh: Any) -> program.Prog
   """The program of `config` on `mesh`, with a live reference."""
   model = describe(config, topology)
   return program.assemble(config, parse(config.objective), model, STEPS, mesh, live=True)
+
+
+def critic_of(config: ConfigDict, topology: Topology) -> Model | None:
+  """The model that rollout.critic names; None for the policy's own."""
+  if not config.rollout.critic or config.rollout.critic == SHARED:
+    return None
+  return describe(with_values(config, {'model': config.rollout.critic}), topology)
 
 
 def describe(config: ConfigDict, topology: Topology) -> Model:

@@ -41,9 +41,17 @@ def lines(plan: Plan) -> Iterator[str]:
   for name, (times, flops) in plan.kernels.items():
     cost = 'not counted' if flops is None else f'{flops / 1e12:.2f} TFLOP, from shapes'
     yield f'  kernel {name}: {times:.0f} calls, {cost}'
+  for part, name in (('prefill', 'sampler, prompts'), ('token', 'sampler, a token of all')):
+    if plan.sampler:
+      one = plan.sampler[part]
+      sent = sum(one['messages'].values()) / 1e9
+      moved = one['traffic'] / 1e9
+      yield f'  {name}: {one["flops"] / 1e9:.1f} GFLOP, {moved:.2f} GB moved, {sent:.2f} GB sent'
   yield ''
   bounds = ', '.join(f'{name} {seconds:.3f} s' for name, seconds in plan.bounds.items())
   yield f'bounds     {bounds}: no step is shorter than the longest'
+  if 'the sampler' in plan.memory:
+    yield '           of an optimizer step alone; sampling comes on top'
   yield f'MFU        at most {plan.mfu:.1%} on useful tokens'
   yield (
     f'rate       at most {plan.tokens / plan.seconds:,.0f} tokens/s, '
