@@ -5,6 +5,7 @@ import pytest
 from jaxpref.cli import configs
 from jaxpref.plan import chips, planned
 from tools import plan_table
+from tools.bench import pod
 
 PODS = plan_table.pods()
 
@@ -36,3 +37,11 @@ def test_more_models_held_take_more():
   sizes = [float(row.split('|')[3]) for row in rows]
   assert sizes == sorted(sizes, reverse=True)
   assert sizes[0] / sizes[-1] == pytest.approx((2 * 12 + 2 * 4) / 12, rel=0.02)
+
+
+def test_the_bench_reads_the_recorded_plan_where_there_is_no_compiler(monkeypatch):
+  monkeypatch.setattr(pod.importlib.util, 'find_spec', lambda name: None)
+  found, plan = pod.measure(), plan_table.recorded()[pod.NAME]
+  assert plan.source == 'compiled' and plan.date in found['how']
+  assert found['ratio'] == pytest.approx(147.2e12 / plan.flops)
+  assert 'recorded, google-tunix' in pod.section(found)

@@ -6,6 +6,7 @@
   python -m tools.bench grpo --against trl --json out.json
   python -m tools.bench scaling                    cost of twice the work against its arithmetic
   python -m tools.bench batches                    decoding at several batch sizes
+  python -m tools.bench pod                        a TPU slice's plan beside Tunix's
 
 Both sides get the same weights, tokens, batches, precision and optimiser, and take turns. With
 --write the table goes into docs/performance.md.
@@ -30,7 +31,7 @@ import numpy as np
 from jaxpref import models
 from jaxpref.models import Model
 from jaxpref.train.throughput import PEAK
-from tools.bench import figures, pairs, series, table
+from tools.bench import figures, pairs, pod, series, table
 from tools.bench.pairs import Pair
 from tools.bench.shapes import BETA, KL, OPTIMIZER, REFERRING, SAMPLED, SHAPES, TASKS, Shape
 from tools.bench.workers import PEERS, Failed, Worker, alternate, install, lacking
@@ -42,7 +43,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('task', choices=(*TASKS, *series.SERIES, 'install'))
+  parser.add_argument('task', choices=(*TASKS, *series.SERIES, 'pod', 'install'))
   parser.add_argument('--preset', choices=SHAPES, default='cpu-6m')
   parser.add_argument('--against', default='', help=f'peers, by commas: {", ".join(PEERS)}')
   parser.add_argument('--data', default='', help='pairs, as JSONL or any source; default: made up')
@@ -74,6 +75,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
     for name in args.against:
       install(name)
     return None
+  if args.task == 'pod':
+    result = pod.measure()
+    print(pod.section(result))
+    if args.json:
+      args.json.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    return result
   if args.task in series.SERIES:
     result = series.measure(args, functools.partial(measure, names=['ours']))
     print(series.section(result))
