@@ -282,6 +282,7 @@ class Objective:
     self, fields: Fields, step: Array | int = 0, memory: Memory | None = None
   ) -> tuple[Array, dict[str, Array]]:
     """The loss of a whole batch, a scalar, and its metrics, scalars."""
+    self.require(fields)  # `norms` would take it for a model output
     loss, metrics = self.partial(fields, self.norms(fields, step), step, memory)
     return loss, reduce_metrics(metrics)
 
