@@ -73,7 +73,7 @@ class Settings:
   """What may be varied, from the command line too."""
 
   seed: int = 0
-  enough: float = 0.2  # share of training sums right, greedily, at which SFT ends
+  enough: float = 0.15  # share of training sums right, greedily, at which SFT ends
   sft_batch: int = 128
   sft_learning_rate: float = 3e-3
   objective: str = 'grpo()'
@@ -82,7 +82,7 @@ class Settings:
   samples: int = 4  # of each prompt
   epochs: int = 3  # passes over a rollout
   minibatches: int = 4
-  steps: int = 1500  # optimizer steps, twelve on each rollout
+  steps: int = 2400  # optimizer steps, twelve on each rollout
   learning_rate: float = 1e-3
   evaluations: int = 10
 

@@ -53,6 +53,7 @@ from jaxpref.typing import Params
 
 CONSOLE = Console()
 VOCABULARY = 640  # tokens at most; enough for every word of the world to be one
+AIM = 0.9  # of the KL target: a controller comes to rest on either side of what it is given
 PAIRS, HELD_OUT_PAIRS, EVALUATION = range(3)  # rounds of sampling, for random keys
 TRUTH = "0*user('experiments.sentiment:true_score')"  # weight 0: logged, never learnt from
 
@@ -73,7 +74,7 @@ class Settings:
   samples: int = 4  # of each of them
   ppo_learning_rate: float = 5e-4
   kl: float = 0.5  # the first weight of KL in the reward
-  kl_target: float = 2.0  # nats a completion
+  kl_target: float = 2.0  # nats a completion, at most
   evaluations: int = 6  # along PPO, evenly spaced
   held_out_samples: int = 4  # of every held-out prompt, at every evaluation
   max_new_tokens: int = 32
@@ -216,7 +217,7 @@ def optimised(settings: Settings, prompts: Sequence[str], out: pathlib.Path) -> 
   rollout.prompts, rollout.samples = settings.prompts, settings.samples
   rollout.max_new_tokens = settings.max_new_tokens
   rollout.epochs, rollout.minibatches = 2, 2
-  rollout.kl, rollout.kl_target = settings.kl, settings.kl_target
+  rollout.kl, rollout.kl_target = settings.kl, AIM * settings.kl_target
   rollout.kl_horizon = 2000.0
   config.steps = settings.rollouts * rollout.epochs * rollout.minibatches
   config.checkpoint.every = config.steps // settings.evaluations
