@@ -1,6 +1,6 @@
 """What a step would take by arithmetic on shapes alone: memory by part, FLOPs, messages.
 
-Good to about a fifth where a compiled program was there to compare; state is exact. `compiled`
+Good to up to two fifths where a compiled program was there to compare; state is exact. `compiled`
 counts instead.
 """
 
