@@ -13,6 +13,7 @@ are a few integers a token: every device has those of whole rows.
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -290,18 +291,27 @@ def _pick(states: Array, index: Array) -> tuple[Array]:
 def _manual(call: Callable, ins: int, outs: int) -> Callable:
   """`call` on each device's part along `context` of axis 1 of its first `ins` arguments.
 
-  What further arguments hold is whole; all other mesh axes are left to the compiler.
+  Groups, axis 0 of all arrays, are divided by hand too: left to the compiler, those of all devices
+  would be gathered before their keys are. Heads, over `tensor`, are its own to divide.
   """
-  mesh, split = jax.sharding.get_abstract_mesh(), P(None, AXIS)
+  mesh = jax.sharding.get_abstract_mesh()
 
   def sharded(*args):
-    specs = tuple(split if i < ins else P() for i in range(len(args)))
+    axes = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.axis_names)
+    if args[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+      axes = ()
+    split, whole = P(axes or None, AXIS), P(axes or None)
+
+    def spec(i: int, x: Array) -> P:
+      return split if i < ins else whole if jnp.ndim(x) else P()
+
+    specs = tuple(jax.tree.map(functools.partial(spec, i), x) for i, x in enumerate(args))
     return jax.shard_map(
       call,
       mesh=mesh,
       in_specs=specs,
       out_specs=(split,) * outs,
-      axis_names={AXIS},
+      axis_names={*axes, AXIS},
       check_vma=False,
     )(*args)
 

@@ -1,10 +1,13 @@
 """The layers that hold parameters, and `linear`, the one seam every projection goes through."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxpref.models.placement import looked_up
 from jaxpref.typing import Array
 
 PROJECTION = 'projection'  # what a checkpoint's policy may know its output as
@@ -90,8 +93,8 @@ class Embedding(nnx.Module):
     self.w = nnx.Param(0.02 * jax.random.normal(key, (size, width)))
 
   def __call__(self, indices: Array, dtype) -> Array:
-    table = self.w.get_value()
-    return jnp.take(table, indices, axis=0, mode='fill', fill_value=jnp.nan).astype(dtype)
+    look = functools.partial(jnp.take, self.w.get_value(), axis=0, mode='fill', fill_value=jnp.nan)
+    return looked_up(look, indices).astype(dtype)
 
 
 def cap(x: Array, limit: float | None) -> Array:

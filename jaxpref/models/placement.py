@@ -145,3 +145,20 @@ def brought_in(params: Params | None) -> Params | None:
     return jax.device_put(x, space.Device) if jax.typeof(x).memory_space == space.Host else x
 
   return jax.tree.map(bring, params)
+
+
+def looked_up(look: Callable[[Array], Array], indices: Array) -> Array:
+  """Rows `look(indices)` of a table that lies over `tensor` by rows and over `fsdp` by columns.
+
+  Each device looks its columns up for the groups of all others along `fsdp`, and then they trade
+  groups for columns: the table stays where it is. With rows over `tensor` too the compiler does not
+  find that by itself, and gathers the activations of all groups instead.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  sizes = {axis: mesh.shape[axis] for axis in mesh.axis_names}
+  both = sizes.get('fsdp', 1) > 1 and sizes.get('tensor', 1) > 1 and sizes.get('context', 1) == 1
+  if not both or indices.shape[0] % (sizes['data'] * sizes['fsdp']):
+    return look(indices)
+  hold = jax.lax.with_sharding_constraint
+  found = look(hold(indices, PartitionSpec('data', *(None,) * (indices.ndim - 1))))
+  return hold(found, PartitionSpec('data', *(None,) * (found.ndim - 2), 'fsdp'))
