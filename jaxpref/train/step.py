@@ -188,26 +188,35 @@ def coupled_gradients(
 ) -> tuple[Array, Params, dict[str, Any], dict[str, Array]]:
   """The same for an objective that mixes examples: fields, value and cotangents, then their vjp.
 
-  Only fields [B, K, T] are kept between the scans; accumulating costs one extra forward pass.
+  Between the scans over microbatches only fields [B, K, T] are kept, and accumulating costs one
+  extra forward pass; a single microbatch keeps its activations instead.
   """
   data = _merge(batch.fields, 3)
-  micros = batch.fields['mask'].shape[0]
-  _, stacked = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
 
-  def value(stacked: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
-    fields = data | _merge(stacked, 2)
+  def value(outputs: dict[str, Array]) -> tuple[Array, dict[str, Any]]:
+    fields = data | outputs
     return objective.partial(fields, objective.norms(fields, step), step, memory)
 
-  (loss, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(stacked)
+  def pullback(micro: Batch) -> tuple[dict[str, Array], Callable]:
+    return jax.vjp(lambda p: forward(trainable(p), micro), params)
+
+  if batch.fields['mask'].shape[0] == 1:
+    outputs, pull = pullback(jax.tree.map(lambda x: x[0], batch))
+    (loss, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
+    return loss, pull(cotangents)[0], metrics, outputs
+
+  _, stacked = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
+  outputs = _merge(stacked, 2)
+  (loss, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
+  cotangents = jax.tree.map(lambda x, whole: x.reshape(whole.shape), cotangents, stacked)
 
   def body(grads: Params, xs: tuple[Batch, dict[str, Array]]) -> tuple[Params, None]:
     micro, cotangent = xs
-    _, pull = jax.vjp(lambda p: forward(trainable(p), micro), params)
-    return jax.tree.map(jnp.add, grads, pull(cotangent)[0]), None
+    return jax.tree.map(jnp.add, grads, pullback(micro)[1](cotangent)[0]), None
 
   zero = jax.tree.map(jnp.zeros_like, params)
-  grads, _ = jax.lax.scan(body, zero, (batch, cotangents), length=micros)
-  return loss, grads, metrics, _merge(stacked, 2)
+  grads, _ = jax.lax.scan(body, zero, (batch, cotangents))
+  return loss, grads, metrics, outputs
 
 
 def _complete(
