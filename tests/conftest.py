@@ -4,7 +4,10 @@ All of it has to be in the environment before jax is first imported, so it stand
 programs that tests start inherit it.
 """
 
+import gc
+import itertools
 import os
+import pathlib
 import shutil
 import tempfile
 
@@ -20,6 +23,21 @@ os.environ['JAXPREF_CACHE'] = tempfile.mkdtemp(prefix='jaxpref-tests-')
 DEVICES = '--xla_force_host_platform_device_count=8'
 if DEVICES not in os.environ.get('XLA_FLAGS', ''):
   os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {DEVICES}'.strip()
+
+
+# A compiled program takes several memory mappings, of which Linux gives a process 65,530: beyond
+# them the compiler crashes. So programs are dropped where many have come together.
+MAPPINGS, LOOK_EVERY = pathlib.Path('/proc/self/maps'), 50
+run_tests = itertools.count(1)
+
+
+def pytest_runtest_teardown():
+  if next(run_tests) % LOOK_EVERY == 0 and MAPPINGS.is_file():
+    if MAPPINGS.read_bytes().count(b'\n') > 25_000:
+      import jax
+
+      jax.clear_caches()
+      gc.collect()
 
 
 def pytest_unconfigure():

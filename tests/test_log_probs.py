@@ -227,7 +227,7 @@ def test_a_vocabulary_in_shards_keeps_its_logits_in_shards(tied):
     own = jax.device_put(states, NamedSharding(mesh, P(('data', 'fsdp'))))
     text = gradient.lower(placed, own).compile().as_text()
     jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), alone, gradient(placed, own)
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), alone, gradient(placed, own)
     )
   chunks = set(re.findall(r'f32\[(?:\d+,)?24,(\d+)\]', text))
   assert '256' in chunks and '1024' not in chunks
@@ -249,4 +249,4 @@ def test_what_cannot_be_had_is_said_before_anything_runs(tiny):
     log_probs(model, params, batch, ('rewards',))
   two = init(preset('tiny', vocab_size=50, num_labels=2, tied=False), jax.random.key(0))
   with pytest.raises(ValueError, match=r'this one has 2'):
-    log_probs(*two, batch, ('rewards',))
+    log_probs(*two, batch, ('values',))
