@@ -2,7 +2,7 @@
 
   jaxpref plan --config=pods:llama3.1-8b-dpo --topology=v5e:8x8
   jaxpref train --config=pods:llama3.1-8b-dpo --config.model=<folder of Llama-3.1-8B> \
-    --config.data.train=jsonl:pairs.jsonl --workdir=gs://bucket/dpo
+    --config.data.train=jsonl:pairs.jsonl --workdir=/mnt/bucket/dpo
 
 Batches are in pairs; rows hold a prompt of 512 tokens with two completions of 512.
 """

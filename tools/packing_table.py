@@ -39,12 +39,15 @@ def main() -> None:
   )
   parser.add_argument('--data', required=True)
   parser.add_argument('--tokenizer', default='byte')
+  parser.add_argument('--columns', default='', help='as config.data.columns')
   parser.add_argument('--max_length', type=int, default=512)
   parser.add_argument('--sizes', type=int, nargs='*', default=[16, 64])
   parser.add_argument('--batches', type=int, default=50)
   args = parser.parse_args()
   tokenizer = data.load_tokenizer(args.tokenizer)
-  dataset = data.load(args.data, tokenizer, kind='preference', max_length=args.max_length)
+  dataset = data.load(
+    args.data, tokenizer, columns=args.columns, kind='preference', max_length=args.max_length
+  )
   unique = dataset.lengths.sum(1).mean()
   console = Console()
   scored = dataset.lengths[:, 1:].sum(1).mean()
