@@ -16,7 +16,6 @@ import numpy as np
 
 from jaxpref.data.order import Order
 from jaxpref.data.packing import (
-  WORTH_SHARING,
   Piece,
   Shape,
   auto_row_lengths,
@@ -26,7 +25,6 @@ from jaxpref.data.packing import (
   pieces,
   place,
   shape_for,
-  shared,
 )
 from jaxpref.typing import Batch
 
@@ -57,8 +55,7 @@ class Packing:
 
   Attributes:
     row_lengths: ascending; empty means: from the longest example and its halves.
-    share_prompts: lay a prompt out once for all its candidates, where it is worth it (see
-      `packing.WORTH_SHARING`; with `alone` everywhere).
+    share_prompts: lay a prompt out once for all its candidates.
     alone: one piece a row, the classic padded layout.
   """
 
@@ -132,10 +129,11 @@ class Batches:
   @cached_property
   def row_lengths(self) -> tuple[int, ...]:
     lengths = self.dataset.lengths
+    longest = lengths.sum(1)
+    if not self.packing.share_prompts:
+      longest = (lengths[:, :1] + lengths[:, 1:]).max(1)
     if self.packing.row_lengths:
       return tuple(sorted(self.packing.row_lengths))
-    together = shared(lengths, self._worth) & self.packing.share_prompts
-    longest = np.where(together, lengths.sum(1), (lengths[:, :1] + lengths[:, 1:]).max(1))
     auto = auto_row_lengths(int(longest.max()))
     return auto[-1:] if self.packing.alone else auto
 
@@ -164,12 +162,8 @@ class Batches:
       [self.dataset.lengths[indices], np.zeros((short, self.dataset.lengths.shape[1]), np.int32)]
     )
     hands = divide(lengths.sum(1), self.microbatches * self.groups)
-    share, worth = self.packing.share_prompts, self._worth
-    return [(hand, pieces(lengths[hand], share_prompts=share, worth=worth)) for hand in hands]
-
-  @property
-  def _worth(self) -> float:
-    return 0.0 if self.packing.alone else WORTH_SHARING
+    share = self.packing.share_prompts
+    return [(hand, pieces(lengths[hand], share_prompts=share)) for hand in hands]
 
   def _shape(self, cells: Sequence[tuple[np.ndarray, list[Piece]]]) -> Shape:
     sizes = [[p.length for p in parts] for _, parts in cells]

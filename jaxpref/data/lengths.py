@@ -6,7 +6,7 @@ import numpy as np
 from rich.table import Table
 
 from jaxpref.data.dataset import Dataset
-from jaxpref.data.packing import WORTH_SHARING, auto_row_lengths, open_rows, pieces
+from jaxpref.data.packing import auto_row_lengths, open_rows, pieces
 
 QUANTILES = {'min': 0.0, '50 %': 0.5, '90 %': 0.9, '99 %': 0.99, 'max': 1.0}
 _CHUNK, _SAMPLE = 64, 4096  # examples packed together; examples looked at
@@ -43,7 +43,7 @@ def _efficiency(lengths: np.ndarray) -> tuple[float, float]:
   for start in range(0, min(len(lengths), _SAMPLE), _CHUNK):
     some = lengths[start : start + _CHUNK]
     tokens += int(some.sum())
-    sizes = [piece.length for piece in pieces(some, worth=WORTH_SHARING)] or some.sum(1).tolist()
+    sizes = [piece.length for piece in pieces(some)] or some.sum(1).tolist()
     packed += sum(count * length for count, length in open_rows(sizes, row_lengths))
     alone = (some[:, :1] + some[:, 1:])[some[:, 1:] > 0] if some.shape[1] > 1 else some
     padded += int(alone.size * alone.max())

@@ -1,9 +1,9 @@
 """Examples -> packed rows: which row holds which piece, and the arrays of one `Batch`.
 
 A piece is a prompt with some of its candidates. With shared prompts an example is one piece, its
-prompt laid out once; without, or where its prompt is short, every candidate brings its own copy.
-Rows come in a few lengths, so that short examples do not pay for long rows' attention. Everything
-here is numpy and a pure function of its arguments; results of training do not depend on any of it
+prompt laid out once; without, every candidate brings its own copy. Rows come in a few lengths, so
+that short examples do not pay for long rows' attention. Everything here is numpy and a pure
+function of its arguments; results of training do not depend on any of it
 (tests/test_data_packing.py).
 """
 
@@ -19,9 +19,6 @@ from jaxpref.typing import Batch, Layout, Rows, Scored
 # Attention to a row of this length takes as long as all else, in small models on a CPU. Where it
 # takes less, rows could be a little longer.
 ATTENTION_LENGTH = 2048
-# Where another copy of the prompt is less of an example than this, candidates are laid out one by
-# one: smaller pieces fill rows better than that, and attention reads less.
-WORTH_SHARING = 0.1
 SCORED_MULTIPLE = 64  # scored slots are rounded up to it
 
 
@@ -51,23 +48,13 @@ class Place(NamedTuple):
   start: int
 
 
-def shared(lengths: np.ndarray, worth: float) -> np.ndarray:
-  """Of examples [B, 1+K] those whose further copies of the prompt are a share `worth`, bool [B]."""
-  copies = np.count_nonzero(lengths[:, 1:], axis=1) - 1
-  return lengths[:, 0] * copies >= worth * lengths.sum(1)
-
-
-def pieces(lengths: np.ndarray, *, share_prompts: bool = True, worth: float = 0.0) -> list[Piece]:
-  """Pieces of examples with token counts `lengths` int [B, 1+K] (prompt, then candidates).
-
-  Prompts are shared in the examples where they are `worth` it.
-  """
+def pieces(lengths: np.ndarray, *, share_prompts: bool = True) -> list[Piece]:
+  """Pieces of examples with token counts `lengths` int [B, 1+K] (prompt, then candidates)."""
   whole = tuple(range(1, lengths.shape[1]))
-  together = shared(lengths, worth) & share_prompts
   out = []
   for b, (prompt, *counts) in enumerate(lengths.tolist()):
     present = tuple(k for k in whole if counts[k - 1])
-    for branches in [present] if together[b] else [(k,) for k in present]:
+    for branches in [present] if share_prompts else [(k,) for k in present]:
       if branches:
         completion = sum(counts[k - 1] for k in branches)
         out.append(Piece(b, branches, prompt + completion, completion))
