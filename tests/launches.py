@@ -135,6 +135,13 @@ def runs(cloud, **snippets):
   )
 
 
+def once_started(worker, times, then):
+  """A snippet for `runs` that waits until `worker` was started `times` times."""
+  notes = f"here / 'ran-{worker}'"
+  wait = f'while not ({notes}).exists() or len(({notes}).read_text().splitlines()) < {times}:'
+  return f'{wait}\n  time.sleep(0.01)\n{then}'
+
+
 def vm(cloud, *more):
   """Launches on TPU VMs whose installation is a link to the stand-in."""
   install = f'mkdir -p .venv/bin && ln -s {cloud}/bin/jaxpref .venv/bin/jaxpref'

@@ -21,6 +21,7 @@ from tests.launches import (
   calls,
   cloud,
   made,
+  once_started,
   ran,
   runs,
   todo,
@@ -112,7 +113,8 @@ def test_local_processes_join_one_another(cloud):
 
 
 def test_a_local_failure_names_the_process_and_preemption_starts_all_again(cloud, capsys):
-  runs(cloud, w0_0='sys.exit(75)', w1_0='sys.exit(75)', w0_1='time.sleep(60)', w1_1='1 / 0')
+  fails = once_started(0, 2, '1 / 0')
+  runs(cloud, w0_0='sys.exit(75)', w1_0='sys.exit(75)', w0_1='time.sleep(60)', w1_1=fails)
   assert main(LOCAL) == 1
   said = capsys.readouterr().err
   assert 'process 1 ended with 1' in said and 'ZeroDivisionError' in said

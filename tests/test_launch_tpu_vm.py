@@ -15,6 +15,7 @@ from tests.launches import (
   calls,
   cloud,
   made,
+  once_started,
   ran,
   runs,
   state,
@@ -125,7 +126,8 @@ def test_starting_again_has_an_end(cloud, capsys):
 
 
 def test_one_workers_failure_is_reported_and_stops_the_others(cloud, capsys):
-  runs(cloud, w0_0='time.sleep(60)', w1_0="time.sleep(0.5); print('no such file'); sys.exit(3)")
+  fails = once_started(0, 1, "print('no such file'); sys.exit(3)")
+  runs(cloud, w0_0='time.sleep(60)', w1_0=fails)
   start = time.monotonic()
   assert vm(cloud) == 3
   assert time.monotonic() - start < 30
