@@ -67,7 +67,7 @@ def test_a_half_written_last_line_is_dropped(workdir, caplog, cut):
   writer.close()
   whole = cut == 1  # only the newline was missing
   assert steps(workdir.metrics) == ([1, 2, 3, 6] if whole else [1, 2, 6])
-  assert ('metrics.jsonl:3 is not a line of metrics' in caplog.text) == (not whole)
+  assert ('metrics.jsonl:3 is not a whole line' in caplog.text) == (not whole)
 
 
 def read_events(folder):

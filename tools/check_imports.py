@@ -12,7 +12,7 @@ from pathlib import Path
 
 # Bottom to top; modules of one layer may import one another.
 LAYERS = (
-  ('typing', 'masked'),
+  ('typing', 'masked', 'storage'),
   ('objectives', 'advantages', 'oracle'),
   ('sharding',),
   ('models',),

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 import rich.console
 
+from jaxpref.storage import Growing, before
+
 FILE = 'samples.jsonl'
 SHOWN = 3  # prompts of a rollout
 EXCERPT = 400  # characters of a text on the terminal
@@ -26,19 +28,13 @@ class Tables:
 
   def __init__(self, every: int, console: rich.console.Console):
     self._every, self._console = every, console
-    self._file: Path | None = None
+    self._file: Growing | None = None
 
   def open(self, folder: Path, rollout: int) -> None:
     """Goes on in `folder` with `rollout`; what stands there of it and later ones was not kept."""
     if not self._every or jax.process_index() != 0:
       return
-    self._file = folder / FILE
-    if self._file.is_file():
-      lines = self._file.read_text(encoding='utf-8').splitlines(keepends=True)
-      self._file.write_text(
-        ''.join(line for line in lines if line.endswith('\n') and _rollout(line) < rollout),
-        encoding='utf-8',
-      )
+    self._file = Growing(folder / FILE, before('rollout', rollout))
 
   def __call__(
     self,
@@ -57,12 +53,8 @@ class Tables:
       self._console.print(line, soft_wrap=True, markup=False, highlight=False)
     if self._file is None:
       return
-    with self._file.open('a', encoding='utf-8') as file:
-      for prompt, group, row in shown:
-        for text, score in zip(group, row, strict=True):
-          sample = {'rollout': rollout, 'prompt': prompt, 'completion': text, 'reward': score}
-          file.write(json.dumps(sample, ensure_ascii=False) + '\n')
-
-
-def _rollout(line: str) -> int:
-  return json.loads(line)['rollout']
+    for prompt, group, row in shown:
+      for text, score in zip(group, row, strict=True):
+        sample = {'rollout': rollout, 'prompt': prompt, 'completion': text, 'reward': score}
+        self._file.write(json.dumps(sample, ensure_ascii=False) + '\n')
+    self._file.flush()

@@ -22,10 +22,10 @@ from absl import logging
 
 from jaxpref import hosts
 from jaxpref.log_probs import policy_params
+from jaxpref.storage import check_writable
 from jaxpref.train.checksums import checksums
 from jaxpref.train.handler import Handler, Restore, Save, check_bits, check_sizes
 from jaxpref.train.retention import Retention
-from jaxpref.train.workdir import check_writable
 from jaxpref.typing import Params
 
 _NAMED = 5  # leaves that an error lists before it only counts

@@ -24,7 +24,7 @@ from jaxpref.data.batches import Batches, Packing
 from jaxpref.log_probs import REWARDS, stacked
 from jaxpref.models import Model
 from jaxpref.objectives.candidates import last_scored
-from jaxpref.train.workdir import write_atomically
+from jaxpref.storage import write_atomically
 from jaxpref.typing import Array, Batch, Params
 
 FILE = 'normalisation.json'

@@ -16,13 +16,14 @@ import json
 import os
 import pathlib
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import ml_collections
 from absl import logging
+
+from jaxpref.storage import check_writable, write_atomically
 
 # May differ when a run resumes: what is reported and kept, and what moves results by rounding only
 # (where and in which pieces the same step is computed).
@@ -86,28 +87,6 @@ def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
   if not file.exists():
     raise FileNotFoundError(f'{file} not found: {os.fspath(path)} is not the workdir of a run')
   return ml_collections.ConfigDict(_tuples(_read(file)))
-
-
-def check_writable(folder: pathlib.Path) -> None:
-  """Makes `folder`; raises OSError that names it where that or writing into it fails."""
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=folder):
-      pass
-  except OSError as error:
-    reason = error.strerror or error
-    message = f'cannot write to {folder}: {reason}; choose a folder that you may write to'
-    raise type(error)(error.errno, message) from None
-
-
-def write_atomically(file: pathlib.Path, text: str) -> None:
-  """Readers see the old text or the new one, also when the process is killed half-way."""
-  half = file.with_name(f'{file.name}.{os.getpid()}.tmp')
-  with open(half, 'w', encoding='utf-8') as out:
-    out.write(text)
-    out.flush()
-    os.fsync(out.fileno())
-  os.replace(half, file)
 
 
 def _refuse_other(file: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:

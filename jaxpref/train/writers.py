@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
-from absl import logging
 
-from jaxpref.train.workdir import Workdir, write_atomically
+from jaxpref.storage import Growing, before, write_atomically
+from jaxpref.train.workdir import Workdir
 
 
 class Writer(Protocol):
@@ -69,16 +69,14 @@ class JsonLines:
   """
 
   def __init__(self, path: pathlib.Path, resume_step: int = 0):
-    _truncate(path, resume_step)
-    self._file = open(path, 'a', encoding='utf-8')
+    self._file = Growing(path, before('step', resume_step + 1))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     line = {'step': int(step)} | {name: _jsonable(value) for name, value in metrics.items()}
     self._file.write(json.dumps(line, allow_nan=False) + '\n')
-    self._file.flush()
 
   def close(self) -> None:
-    self._file.close()
+    self._file.flush()
 
 
 def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
@@ -152,19 +150,3 @@ def _parse(line: str) -> dict[str, float] | None:
     return {name: float(x) if isinstance(x, str) else x for name, x in values.items()}
   except (ValueError, AttributeError):
     return None
-
-
-def _truncate(path: pathlib.Path, resume_step: int) -> None:
-  """Keeps the whole lines of steps up to `resume_step`."""
-  if not path.exists():
-    return
-  text = path.read_text(encoding='utf-8', errors='replace')
-  kept = []
-  for number, line in enumerate(text.splitlines(), 1):
-    values = _parse(line)
-    if values is None or 'step' not in values:
-      logging.warning('%s:%d is not a line of metrics and is dropped: %.80r', path, number, line)
-    elif values['step'] <= resume_step:
-      kept.append(line + '\n')
-  if ''.join(kept) != text:
-    write_atomically(path, ''.join(kept))
