@@ -50,7 +50,7 @@ def test_what_cannot_be_replaced_stays(tmp_path, monkeypatch):
 def test_a_line_on_a_full_disk_names_its_file():
   growing = Growing(pathlib.Path('/dev/null'))
   growing._path = FULL
-  with pytest.raises(OSError, match='cannot write to /dev/full: No space left.*make room'):
+  with pytest.raises(OSError, match=r'cannot write to /dev/full: No space left.*make room'):
     growing.write('line\n')
 
 
