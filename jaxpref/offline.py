@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from jaxpref import data, hosts, sharding
 from jaxpref.data.batches import Batches, Packing
 from jaxpref.evals.heldout import heldout
-from jaxpref.log_probs import DIVERGENCES, FIELDS, REWARDS
-from jaxpref.models import ATTENTION, Model
+from jaxpref.log_probs import FIELDS, REWARDS
+from jaxpref.models import ATTENTION, Model, default_attention, default_dtype
 from jaxpref.objectives import Objective
 from jaxpref.train import anchor, normalisation, policy
 from jaxpref.train.feed import Feed, Opened
@@ -38,15 +38,8 @@ def prepare(
     eval_set = with_mismatched(eval_set, objective, config.seed)
   size, micro, groups = config.batch.size, config.batch.microbatches, sharding.groups(mesh)
   steps = config.steps or max(1, round(config.epochs * len(train_set) / size))
-  model = describe(config, tokenizer)
+  model = with_scores(config, objective, describe(config, tokenizer))
   scores = REWARDS in objective.fields
-  if config.heads < 1 or (config.heads > 1 and not scores):
-    raise ValueError(
-      f'config.heads={config.heads}: how many scores a reward model has, 1 or more; and '
-      f'objective={objective} {"trains one" if scores else "reads no rewards"}'
-    )
-  model = policy.scored(model, config.heads) if scores else model
-  check_head(config, objective, model)
   check_fits(config, model, tokenizer, train_set)
   packing = Packing(row_lengths=tuple(config.batch.row_lengths))
   batches = Batches(train_set, size, config.seed, micro, groups, packing)
@@ -84,7 +77,6 @@ def prepare(
         f'scores have {found} on {found.completions:,} completions of the training data'
       )
 
-  reads = bool(objective.fields & {'ref_logps', *DIVERGENCES})
   return Feed(
     model=model,
     load=load,
@@ -92,29 +84,50 @@ def prepare(
     fingerprint=train_set.fingerprint,
     summary=(*_summary(config, train_set, eval_set), f'steps      {steps} of {size} examples'),
     origin=train_set.origin,
-    needs_reference=reads,
-    live=reads and config.reference == 'live' and not config.reference_sync.every,
+    needs_reference=anchor.is_read(objective),
+    live=anchor.in_state(config, objective),
     carry=None,
     open=open_feed,
   )
 
 
 def describe(config: ConfigDict, tokenizer: data.Tokenizer) -> Model:
-  """The model of `config`, with its dtype, how it attends and what it keeps for the gradient."""
+  """The model of `config`, as `configured` has it here."""
+  return configured(config, policy.describe(config.model, tokenizer), jax.default_backend())
+
+
+def configured(config: ConfigDict, model: Model, platform: str) -> Model:
+  """`model` with the dtype of `config`, how it attends and what it keeps for the gradient.
+
+  `platform`: what it will run on, 'cpu', 'gpu' or 'tpu'.
+  """
   if config.attention not in ('auto', *ATTENTION):
     known = ', '.join(ATTENTION)
     raise ValueError(f"config.attention must be 'auto' or one of {known}, got {config.attention!r}")
-  if config.attention == 'kernel' and jax.default_backend() != 'tpu':
+  if config.attention == 'kernel' and platform != 'tpu':
     raise ValueError(
-      f"config.attention='kernel' is for TPUs, this is {jax.default_backend()}; leave it at 'auto'"
+      f"config.attention='kernel' is for TPUs, this is {platform}; leave it at 'auto'"
     )
   if config.attention == 'kernel' and config.mesh.context != 1:
     raise ValueError("config.attention='kernel' reads whole rows; set config.mesh.context=1")
-  return policy.describe(config.model, tokenizer).replace(
-    dtype=None if config.dtype == 'auto' else config.dtype,
+  return model.replace(
+    dtype=default_dtype(platform) if config.dtype == 'auto' else config.dtype,
     remat=config.remat or None,
-    attention=ATTENTION.get(config.attention),
+    attention=ATTENTION.get(config.attention) or default_attention(platform),
   )
+
+
+def with_scores(config: ConfigDict, objective: Objective, model: Model) -> Model:
+  """`model` with the scores that `objective` trains, in place of its head, or as it is."""
+  scores = REWARDS in objective.fields
+  if config.heads < 1 or (config.heads > 1 and not scores):
+    raise ValueError(
+      f'config.heads={config.heads}: how many scores a reward model has, 1 or more; and '
+      f'objective={objective} {"trains one" if scores else "reads no rewards"}'
+    )
+  model = policy.scored(model, config.heads) if scores else model
+  check_head(config, objective, model)
+  return model
 
 
 def load_data(

@@ -1,5 +1,6 @@
 """Runs on a policy's own samples: the feed of `jaxpref train` with rewards."""
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxpref import advantages, data, hosts, rewards, roles, sharding, stops
 from jaxpref.evals.sampled import sampled
-from jaxpref.log_probs import DIVERGENCES, VALUES, ActorCritic, policy_of, policy_params
+from jaxpref.log_probs import DIVERGENCES, ActorCritic, policy_of, policy_params
 from jaxpref.models import Model, brought_in
 from jaxpref.objectives import Objective
 from jaxpref.offline import check_vocabulary, describe, with_held_out
@@ -24,12 +25,10 @@ from jaxpref.rollout.samples import Sampler, Scorer
 from jaxpref.rollout.source import Online
 from jaxpref.rollout.tables import Tables
 from jaxpref.sampling import Sampling
-from jaxpref.train import policy, reward_models
+from jaxpref.train import anchor, critics, policy, reward_models
 from jaxpref.train.feed import Feed, Opened
 from jaxpref.train.state import TrainState
 from jaxpref.typing import Params
-
-SHARED = 'shared'  # rollout.critic: one score on the policy's own states
 
 
 def prepare(
@@ -50,22 +49,9 @@ def prepare(
   terms = rewards.parse(config.rewards, more=reward_models.makers(own.rewards, tokenizer))
   estimator = estimators.parse(c.advantages)
   groups = sharding.groups(mesh)
-  rounds = Rounds(
-    prompts=c.prompts,
-    epochs=c.epochs,
-    minibatches=c.minibatches,
-    ahead=c.ahead,
-    tries=c.tries,
-    mask_truncated=c.mask_truncated,
-    importance_cap=c.importance_cap,
-    target_kl=c.target_kl,
-    seed=config.seed,
-    microbatches=config.batch.microbatches,
-    shards=groups,
-    row_length=max(config.batch.row_lengths, default=0),
-  )
+  rounds = rounds_of(config, groups)
   check_rewards(c, estimator)
-  check_values(c, objective, estimator)
+  critics.check_values(c, objective, estimator)
   train_prompts, eval_prompts = load_both(config, tokenizer)
   steps = config.steps or max(1, round(config.epochs * len(train_prompts) / c.prompts)) * (
     rounds.steps
@@ -73,29 +59,18 @@ def prepare(
   actor = describe(config, tokenizer)
   policy.check_writes(config.model, actor)
   check_vocabulary(config, actor, tokenizer)
-  critic_spec = c.critic or config.model
-  if c.critic not in ('', SHARED, config.model):
-    check_critic(c.critic, tokenizer)
-  model = with_critic(actor, critic_spec, tokenizer) if estimator.critic else actor
+  if c.critic not in ('', critics.SHARED, config.model):
+    critics.check(c.critic, tokenizer)
+  model = critics.with_critic(
+    config, actor, functools.partial(policy.describe, tokenizer=tokenizer)
+  )
   place = functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh))
   if c.prompts % sharding.groups(own.sampler):
     raise ValueError(
       f'rollout.prompts={c.prompts} must be a multiple of the {sharding.groups(own.sampler)} '
       'groups of devices that sample'
     )
-  new_sampler = functools.partial(
-    Sampler,
-    actor,
-    max_new_tokens=c.max_new_tokens,
-    stop_ids=tuple(sorted(tokenizer.stop_ids)),
-    stops=stops.automaton(c.stop, tokenizer.pieces) if c.stop else None,
-    seed=config.seed,
-    mesh=own.sampler,
-  )
-  filters = Sampling(c.temperature, c.top_k, c.top_p, c.min_p)
-  sampler = new_sampler(
-    prompts=train_prompts, num_samples=c.samples, slots=c.slots, sampling=filters
-  )
+  sampler = sampler_of(config, actor, train_prompts, tokenizer, own.sampler)
   scorer = Scorer(terms, tokenizer, timeout=c.timeout, missing_eos=c.missing_eos, stop=c.stop)
   narrow = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(actor.dtype), brought_in(params)))
 
@@ -119,7 +94,7 @@ def prepare(
     if model.shared:
       critic = policy.new_scores(model.critic, place=where)
     else:
-      critic = policy.load_scored(critic_spec, tokenizer, config.seed, where)[1]
+      critic = policy.load_scored(c.critic or config.model, tokenizer, config.seed, where)[1]
     return {'policy': params, 'critic': critic}
 
   tables = Tables(c.show, console)
@@ -138,7 +113,7 @@ def prepare(
     place=place,
   )
 
-  live = bool(objective.fields & DIVERGENCES.keys())
+  live = anchor.in_state(config, objective)
   check_roles(own, rounds, source.needs_reference, objective, terms)
 
   def open_feed(state: TrainState, reference: Params | None, folder: Path) -> Opened:
@@ -152,9 +127,11 @@ def prepare(
       )
     evaluate = None
     if eval_prompts is not None:
-      held = new_sampler(
+      held = dataclasses.replace(
+        sampler,
         prompts=eval_prompts,
         num_samples=config.eval.samples,
+        slots=0,
         sampling=Sampling(config.eval.temperature),
       )
       size = -(-min(c.prompts, len(eval_prompts)) // groups) * groups
@@ -182,6 +159,48 @@ def prepare(
     live=live,
     carry=source.begin(),
     open=open_feed,
+  )
+
+
+def rounds_of(config: ConfigDict, groups: int) -> Rounds:
+  """How `config` cuts a rollout into steps on so many data groups."""
+  c = config.rollout
+  return Rounds(
+    prompts=c.prompts,
+    epochs=c.epochs,
+    minibatches=c.minibatches,
+    ahead=c.ahead,
+    tries=c.tries,
+    mask_truncated=c.mask_truncated,
+    importance_cap=c.importance_cap,
+    target_kl=c.target_kl,
+    seed=config.seed,
+    microbatches=config.batch.microbatches,
+    shards=groups,
+    row_length=max(config.batch.row_lengths, default=0),
+  )
+
+
+def sampler_of(
+  config: ConfigDict,
+  actor: Model,
+  prompts: Prompts,
+  tokenizer: data.Tokenizer,
+  mesh: jax.sharding.Mesh,
+) -> Sampler:
+  """What completes `prompts` in training."""
+  c = config.rollout
+  return Sampler(
+    actor,
+    prompts,
+    c.samples,
+    c.max_new_tokens,
+    slots=c.slots,
+    sampling=Sampling(c.temperature, c.top_k, c.top_p, c.min_p),
+    stop_ids=tuple(sorted(tokenizer.stop_ids)),
+    stops=stops.automaton(c.stop, tokenizer.pieces) if c.stop else None,
+    seed=config.seed,
+    mesh=mesh,
   )
 
 
@@ -246,55 +265,6 @@ def check_rewards(c: ConfigDict, estimator: Any) -> None:
     raise ValueError('rollout.kl_target steers rollout.kl, which is 0: give it a first value')
 
 
-def check_values(c: ConfigDict, objective: Objective, estimator: Any) -> None:
-  """Raises ValueError unless values are both learnt and used, or neither."""
-  learns = VALUES in objective.fields
-  if estimator.critic and not learns:
-    raise ValueError(
-      f'rollout.advantages={c.advantages} reads values, and nothing in objective={objective} '
-      'trains them: add 0.1*value_loss()'
-    )
-  if learns and not estimator.critic:
-    raise ValueError(
-      f'objective={objective} trains values, and rollout.advantages={c.advantages} has no returns '
-      'for them: take gae()'
-    )
-  if c.critic and not learns:
-    raise ValueError(f'rollout.critic={c.critic}, and nothing reads values: leave it out')
-
-
-def with_critic(actor: Model, spec: str, tokenizer: data.Tokenizer) -> ActorCritic:
-  """The policy and the critic that `rollout.critic` calls `spec`."""
-  if spec == SHARED:
-    return ActorCritic(actor, policy.scored(actor), shared=True)
-  critic = policy.describe(spec, tokenizer).replace(
-    dtype=actor.dtype, remat=actor.remat, attention=actor.attention
-  )
-  return ActorCritic(actor, policy.scored(critic))
-
-
-def check_critic(spec: str, tokenizer: data.Tokenizer) -> None:
-  """Raises ValueError where the critic cannot read the policy's tokens, or has several scores."""
-  critic = policy.describe(spec, tokenizer)
-  if not spec.startswith(policy.PRESET):  # that has no tokenizer of its own
-    theirs = policy.find_tokenizer(spec)
-    if theirs.vocabulary != tokenizer.vocabulary:
-      raise ValueError(
-        f'rollout.critic={spec} has another tokenizer ({theirs.name!r}) than the policy '
-        f'({tokenizer.name!r}), and a critic reads token ids: give one trained with the same'
-      )
-  if critic.config.num_labels > 1:
-    raise ValueError(
-      f'rollout.critic={spec} has {critic.config.num_labels} scores, and a critic one: give a '
-      'reward model with one head, or a policy'
-    )
-  if critic.config.vocab_size < tokenizer.vocab_size:
-    raise ValueError(
-      f'rollout.critic={spec} knows {critic.config.vocab_size} tokens, the policy '
-      f'{tokenizer.vocab_size}'
-    )
-
-
 def memory(
   model: Model | ActorCritic,
   reference: bool,
@@ -308,9 +278,7 @@ def memory(
   own = size(actor.param_shapes())
   critic = size(model.param_shapes()) - own
   slots = sampler.slots or prompts * sampler.num_samples
-  config, width = actor.config, np.dtype(actor.dtype).itemsize
-  cache = 2 * config.num_layers * slots * config.num_kv_heads * config.head_dim * width
-  cache *= sampler.width + sampler.max_new_tokens
+  width = np.dtype(actor.dtype).itemsize
   parts = {
     'parameters': 4 * (own + critic),
     'optimizer': 8 * (own + critic),
@@ -318,7 +286,7 @@ def memory(
     'reference': 4 * own * reference,
     'rewards': sum(map(reward_bytes, terms)),
     'sampler': own * width * (actor.dtype != jnp.float32),
-    f'cache of {slots} slots': cache,
+    f'cache of {slots} slots': sampler.cache_bytes(prompts),
   }
   listed = ', '.join(f'{name} {bytes_ / 2**20:,.1f}' for name, bytes_ in parts.items() if bytes_)
   return f'memory     MiB: {listed}; activations come on top'

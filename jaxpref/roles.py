@@ -7,8 +7,8 @@ them go host arrays (samples, log-probs, scores), and to the sampler the policy'
 are resharded.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +16,10 @@ from ml_collections import ConfigDict
 
 from jaxpref import sharding
 
+Device = TypeVar('Device')
 KEYS = {'reference': 'reference_devices', 'rewards': 'reward_devices', 'sampler': 'devices'}
+# The sampler's devices hold all parameters each, the others' shards of them.
+AXES = {'reference': {'fsdp': -1}, 'rewards': {'fsdp': -1}, 'sampler': {'data': -1}}
 
 
 class Roles(NamedTuple):
@@ -38,7 +41,7 @@ def counts(config: ConfigDict) -> dict[str, int]:
   return {role: config.rollout[key] if config.rewards else 0 for role, key in KEYS.items()}
 
 
-def trainers(config: ConfigDict, devices: Sequence[jax.Device]) -> Sequence[jax.Device]:
+def trainers(config: ConfigDict, devices: Sequence[Device]) -> Sequence[Device]:
   """The devices that are left to train.
 
   Raises:
@@ -57,17 +60,17 @@ def trainers(config: ConfigDict, devices: Sequence[jax.Device]) -> Sequence[jax.
   return devices[: len(devices) - own]
 
 
-def divide(config: ConfigDict, training: Mesh) -> Roles:
-  """Every role's mesh; `training` is of the devices that `trainers` left.
-
-  The sampler's devices hold all parameters each, those of the reference and of reward models shards
-  of them.
-  """
-  ours = set(training.devices.flat)
-  rest = [device for device in jax.devices() if device not in ours]
-  meshes = {}
-  for role, count in counts(config).items():
+def divide(
+  config: ConfigDict,
+  training: Any,
+  devices: Sequence[Any] | None = None,
+  make_mesh: Callable[..., Any] = sharding.make_mesh,
+) -> Roles:
+  """Every role's mesh; `training` is of those `devices` (default: all) that `trainers` left."""
+  devices = jax.devices() if devices is None else devices
+  asked, meshes = counts(config), {}
+  rest = devices[len(devices) - sum(asked.values()) :]
+  for role, count in asked.items():
     own, rest = rest[:count], rest[count:]
-    axes = {'data': -1} if role == 'sampler' else {'fsdp': -1}
-    meshes[role] = sharding.make_mesh(axes, own) if own else training
+    meshes[role] = make_mesh(AXES[role], own) if count else training
   return Roles(training, **meshes)

@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpref.typing import Params
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
 GROUPS = ('data', 'fsdp')  # the axes that G is divided over
+TYPES = (AxisType.Auto,) * len(AXES)
 
 Rules = Sequence[tuple[str, P]]
 
@@ -42,23 +43,46 @@ PARAMS: Rules = (
 def make_mesh(
   sizes: Mapping[str, int] | None = None, devices: Sequence[jax.Device] | None = None
 ) -> Mesh:
-  """A mesh over `devices` (default: all); `sizes` by axis, one may be -1 (what is left).
+  """A mesh over `devices` (default: all); `sizes` as in `axis_sizes`.
 
-  `sizes['slices']` counts groups of devices that slow links join (slices of TPUs): the others are
-  the sizes within one, and `data` grows by that factor, slice after slice, as in jax's
-  `create_hybrid_device_mesh`. So gradients alone cross between slices.
+  Slices follow one another along `data`, as in jax's `create_hybrid_device_mesh`.
+
+  Raises:
+    ValueError: as for `axis_sizes`, or slices of several sizes.
+  """
+  devices = list(jax.devices() if devices is None else devices)
+  sizes = sizes or {'data': -1}
+  slices = _slices(devices, sizes.get('slices', 1))
+  shape = tuple(axis_sizes(sizes, len(devices)).values())
+  array = np.array([device for one in slices for device in one]).reshape(shape)
+  return Mesh(array, AXES, axis_types=TYPES)
+
+
+def abstract_mesh(sizes: Mapping[str, int], devices: Sequence[object]) -> AbstractMesh:
+  """What `make_mesh` makes, of devices that are only counted."""
+  shape = axis_sizes(sizes, len(devices))
+  return AbstractMesh(tuple(shape.values()), AXES, axis_types=TYPES)
+
+
+def axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
+  """The sizes of all `AXES` over so many devices.
+
+  Args:
+    sizes: by axis, 1 where none is given; one may be -1 (what is left). `sizes['slices']` counts
+      groups of devices that slow links join (slices of TPUs): the others are the sizes within one,
+      and `data` grows by that factor. So gradients alone cross between slices.
 
   Raises:
     ValueError: unknown axis, or sizes that do not multiply to the number of devices.
   """
-  devices = list(jax.devices() if devices is None else devices)
-  given = dict(sizes or {'data': -1})
+  given = dict(sizes)
   count = given.pop('slices', 1)
   unknown = set(given) - set(AXES)
   if unknown:
     raise ValueError(f'unknown mesh axes {sorted(unknown)}; the axes are {AXES}')
-  slices = _slices(devices, count)
-  own = len(slices[0])
+  if count < 1 or devices % count:
+    raise ValueError(f'mesh.slices={count} does not divide {devices} devices')
+  own = devices // count
   shape = [given.get(axis, 1) for axis in AXES]
   rest = int(np.prod([s for s in shape if s != -1]))
   if shape.count(-1) > 1 or (-1 in shape and own % rest):
@@ -69,8 +93,7 @@ def make_mesh(
       f'mesh {dict(zip(AXES, shape, strict=True))} needs {np.prod(shape)} devices; there are {own}'
       + (f' in each of {count} slices' if count > 1 else '')
     )
-  array = np.concatenate([np.array(one).reshape(shape) for one in slices])
-  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return dict(zip(AXES, (count * shape[0], *shape[1:]), strict=True))
 
 
 def _slices(devices: Sequence[jax.Device], count: int) -> list[list[jax.Device]]:

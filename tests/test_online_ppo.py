@@ -12,7 +12,7 @@ from configs import ppo
 from jaxpref import config, models, online, program, run, sharding
 from jaxpref.objectives import parse
 from jaxpref.rollout import estimators
-from jaxpref.train import policy
+from jaxpref.train import critics, policy
 from tests.test_rollout_ppo import OBJECTIVE, PARAMS, POLICY, TOKENIZER, T
 from tests.vocabularies import merging
 
@@ -111,10 +111,10 @@ def test_a_critic_with_another_tokenizer_is_refused_wherever_it_comes_from(folde
     spec = tmp_path / 'hf'
     model, params = policy.load_scored(str(folders / 'rm'), TOKENIZER)
     models.save_hf(spec, model, params, TOKENIZER)
-  online.check_critic(str(spec), TOKENIZER)
+  critics.check(str(spec), TOKENIZER)
   with pytest.raises(ValueError, match=r'another tokenizer .* a critic reads token ids'):
-    online.check_critic(str(spec), theirs)
-  online.check_critic('preset:tiny', theirs)  # a preset takes the policy's
+    critics.check(str(spec), theirs)
+  critics.check('preset:tiny', theirs)  # a preset takes the policy's
 
 
 @pytest.mark.parametrize('arg', ['', 'tiny'])
@@ -128,7 +128,7 @@ def test_the_config_is_ppo_as_recommended(arg):
   warm = [n for n in range(30) if policy_term.scale(n) == 0]
   assert warm == [*range(len(warm))] and 0 < len(warm) < 30
   assert value_term.scale == 0.1
-  online.check_values(c.rollout, objective, estimator)
+  critics.check_values(c.rollout, objective, estimator)
   online.check_rewards(c.rollout, estimator)
   with pytest.raises(ValueError, match="knows the arguments '' and 'tiny', not '8b'"):
     ppo.get_config('8b')

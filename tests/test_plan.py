@@ -107,8 +107,18 @@ def test_ppo_holds_a_critic_and_a_reference():
   assert whole['parameters'] > 1.8 * shared['parameters']
   assert whole['reference'] == shared['reference'] < shared['parameters']
   assert 'reference' not in memory(**{'rollout.kl': 0.0, 'rollout.kl_target': 0.0})
-  # Keys and values in bfloat16 over 8 chips: 16 prompts of 32 tokens, 64 samples of 12.
-  assert whole['its cache'] == 2 * 2 * 2 * 16 * 2 * (16 * 32 + 64 * 12) / 8
+  # Keys and values in bfloat16 and three integers of layout, over 8 chips: 16 prompts of 32 tokens,
+  # 64 samples of 12; and how full each of the two caches is.
+  token = 2 * 2 * 2 * 16 * 2 + 3 * 4
+  assert whole['its cache'] == (token * (16 * 32 + 64 * 12) + 2 * 4) / 8
+
+
+def test_scores_take_the_place_of_the_head():
+  one, two = (plan(objective='bradley_terry()', heads=n) for n in (1, 2))
+  assert two.parameters - one.parameters == 64  # a row of the width
+  assert one.memory['the head'] < plan().memory['the head'] / 10
+  with pytest.raises(ValueError, match='reads no rewards'):
+    plan(heads=2)
 
 
 def test_gpus_are_estimated_and_said_to_be(capsys):
@@ -149,7 +159,7 @@ def test_a_search_says_what_it_tried_and_ranks_what_fits():
     (['--topology=v9:2x2'], "expected a TPU slice such as 'v5e:8x8'"),
     (['--topology=gpu:v5e:8'], 'expected a TPU slice'),
     (['--topology=v5e:2x2', '--lengths=512'], 'the tokens of a prompt and of its completions'),
-    (['--topology=v5e:2x2', '--config.mesh.tensor=3'], 'does not make 4 chips'),
+    (['--topology=v5e:2x2', '--config.mesh.tensor=3'], '3 must divide 4 devices'),
     (['--topology=v5e:8x8', '--config.batch.size=3'], 'must be a positive multiple'),
     (['--topology=v5e:2x2', '--config.objective=dpoo()'], "did you mean 'dpo'"),
   ],

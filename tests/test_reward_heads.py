@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxpref import data, models, online, rewards, run, sharding
+from jaxpref import data, models, rewards, run, sharding
 from jaxpref.cli.main import main
 from jaxpref.data.batches import Batches
 from jaxpref.evals.heldout import collect
 from jaxpref.objectives import bradley_terry, process_reward, reduce_metrics
 from jaxpref.objectives.candidates import last_scored
-from jaxpref.train import normalisation, policy
+from jaxpref.train import critics, normalisation, policy
 from jaxpref.train.reward_models import makers, reward_model
 from jaxpref.train.step import make_fields
 from tests.test_reward_models import BYTES, QUIET, ask, pairs, settings
@@ -143,4 +143,4 @@ def test_what_cannot_be_is_said(trained, tmp_path):
     with pytest.raises(ValueError, match=message):
       run.train(settings(str(path / 'hf'), source, **changes), tmp_path / 'w', console=QUIET)
   with pytest.raises(ValueError, match='has 3 scores, and a critic one'):
-    online.check_critic(str(path / 'rm'), BYTES)
+    critics.check(str(path / 'rm'), BYTES)

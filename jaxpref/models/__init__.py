@@ -7,7 +7,14 @@ from jaxpref.models.context import States, fold, unfold
 from jaxpref.models.experts import Routing
 from jaxpref.models.hf import load_hf, save_hf
 from jaxpref.models.layers import linear
-from jaxpref.models.model import ATTENTION, Model, init, mask_layout
+from jaxpref.models.model import (
+  ATTENTION,
+  Model,
+  default_attention,
+  default_dtype,
+  init,
+  mask_layout,
+)
 from jaxpref.models.placement import brought_in, grouped, held
 from jaxpref.models.presets import PRESETS, preset
 from jaxpref.models.rope import LinearScaling, Llama3Scaling, LongScaling, Rope
@@ -28,6 +35,8 @@ __all__ = [
   'States',
   'adapt',
   'brought_in',
+  'default_attention',
+  'default_dtype',
   'fold',
   'grouped',
   'held',

@@ -39,13 +39,14 @@ ATTENTION: Mapping[str, Callable] = {
 }
 
 
-def default_dtype() -> np.dtype:
-  """Of computation: float32 on CPU, bfloat16 on accelerators."""
-  return jnp.dtype('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+def default_dtype(platform: str = '') -> np.dtype:
+  """Of computation: float32 on CPU, bfloat16 on accelerators. `platform` '': what is here."""
+  return jnp.dtype('float32' if (platform or jax.default_backend()) == 'cpu' else 'bfloat16')
 
 
-def default_attention() -> Callable:
-  return ATTENTION['kernel' if jax.default_backend() == 'tpu' else 'blocked']
+def default_attention(platform: str = '') -> Callable:
+  """Within rows. `platform` '': what is here."""
+  return ATTENTION['kernel' if (platform or jax.default_backend()) == 'tpu' else 'blocked']
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,11 +43,14 @@ def state_bytes(program: Program, *, live: bool) -> tuple[dict[str, int], int]:
   state = program.state
   reference = program.reference if live or state.reference is not None else None
   parts = dict(zip(STATE, (state.params, state.opt_state, state.ema, reference), strict=True))
-  near = {name: _bytes(tree, False) for name, tree in parts.items()}
-  return {k: v for k, v in near.items() if v}, sum(_bytes(tree, True) for tree in parts.values())
+  near = {name: bytes_of(tree) for name, tree in parts.items()}
+  return {k: v for k, v in near.items() if v}, sum(
+    bytes_of(tree, host=True) for tree in parts.values()
+  )
 
 
-def _bytes(tree: Any, host: bool) -> int:
+def bytes_of(tree: Any, *, host: bool = False) -> int:
+  """Of a chip's shards of placed shapes, in its own memory or in the host's."""
   return sum(
     int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
     for x in jax.tree.leaves(tree)
@@ -63,6 +66,7 @@ def temporaries(model: Model, given: Sizes, mesh: Mapping[str, int]) -> dict[str
   count = sum(x.size for x in jax.tree.leaves(model.param_shapes()))
   layer = sum(x.size for x in jax.tree.leaves(model.param_shapes()['layers'])) / c.num_layers
   inner, keys = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  said = c.num_labels or c.vocab_size
   mlp = c.mlp_width * max(1, c.experts_per_token)
   outputs = (inner + 2 * keys + (1 + c.gated) * mlp) / tensor + 2 * c.width
   everything = 2 * outputs + 4 * c.width
@@ -72,8 +76,7 @@ def temporaries(model: Model, given: Sizes, mesh: Mapping[str, int]) -> dict[str
     'activations': tokens * width * kept * c.num_layers,
     'a layer at work': 2 * tokens * width * everything + 2 * layer * width / tensor,
     'the head': (
-      3 * 4 * min(given.chunk, given.scored) * c.vocab_size / tensor
-      + 2 * width * c.width * c.vocab_size / tensor
+      3 * 4 * min(given.chunk, given.scored) * said / tensor + 2 * width * c.width * said / tensor
     ),
   }
 

@@ -8,20 +8,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxpref import models, program, sharding
-from jaxpref.log_probs import DIVERGENCES, REWARDS, ActorCritic
-from jaxpref.models import ATTENTION, Model
+from jaxpref import models, offline, program, sharding
+from jaxpref.log_probs import ActorCritic
+from jaxpref.models import Model
 from jaxpref.objectives import parse
-from jaxpref.online import SHARED
 from jaxpref.plan import batch as batches
 from jaxpref.plan import chips, costs, estimate, rollouts
 from jaxpref.plan.chips import Topology
 from jaxpref.plan.hlo import Instruction
-from jaxpref.train import policy
+from jaxpref.train import anchor, critics, policy
 from jaxpref.train.throughput import work
 from jaxpref.typing import Batch
 
@@ -131,34 +129,31 @@ def make(
   if not topology.tpu and not analytic:
     analytic = True  # nobody but the GPU itself compiles for it
   objective = parse(config.objective, imports=tuple(config.imports))
-  shape = mesh_sizes(config.mesh, topology.chips)
-  mesh: Any = jax.sharding.AbstractMesh(
-    tuple(shape.values()), tuple(shape), axis_types=(jax.sharding.AxisType.Auto,) * len(shape)
-  )
-  if not analytic:
-    mesh = sharding.make_mesh(config.mesh.to_dict(), chips.devices(topology))
-  actor = describe(config, topology)
-  model: Model | ActorCritic = actor
-  reads = bool(objective.fields & {'ref_logps', *DIVERGENCES})
-  live = reads and config.reference == 'live' and not config.reference_sync.every
-  online, groups = bool(config.rewards), sharding.groups(mesh)
+  devices: Any = range(topology.chips) if analytic else chips.devices(topology)
+  make_mesh: Any = sharding.abstract_mesh if analytic else sharding.make_mesh
+  mesh = make_mesh(config.mesh.to_dict(), devices)
+  shape, groups = dict(mesh.shape), sharding.groups(mesh)
+  actor, live = describe(config, topology), anchor.in_state(config, objective)
+  online = bool(config.rewards)
   if online:
-    live = bool(objective.fields & DIVERGENCES.keys())
-    model = rollouts.with_critic(config, actor, critic_of(config, topology))
-  made = program.assemble(config, objective, model, STEPS, mesh, live=live)
-  if online:
-    host_batch = rollouts.batch(config, objective, tokens[0], groups, model is not actor)
+    model: Model | ActorCritic = critics.with_critic(config, actor, lambda spec: find(config, spec))
+    source = rollouts.source(config, objective, model, tokens[0], mesh)
+    host_batch, standing = rollouts.batch(source), source.needs_reference
   else:
-    host_batch = batches.make(
-      config, objective, tokens, groups, live=reads and config.reference == 'live'
-    )
+    model = actor = offline.with_scores(config, objective, actor)
+    attached = config.reference == 'live' and anchor.is_read(objective)
+    host_batch = batches.make(config, objective, tokens, groups, live=attached)
+    standing = False
+  made = program.assemble(config, objective, model, STEPS, mesh, live=live)
   given = estimate.sizes(host_batch, made.chunk)
-  standing = online and rollouts.needs_reference(config, objective)
   memory, host = estimate.state_bytes(made, live=live or standing)
   if online:
     memory['the sampler'] = rollouts.copy_bytes(actor, mesh)
-    memory['its cache'] = int(rollouts.cache_bytes(config, actor, tokens[0], topology.chips))
-  flops, useful = estimate.flops(model, host_batch, topology.chips, live=reads and live)
+    memory['its cache'] = source.sampler.cache_bytes(config.rollout.prompts) // topology.chips
+  reference = ('live' if online else config.reference) + (' on the host' if host else '')
+  if not anchor.is_read(objective) and not standing:
+    reference = 'none'
+  flops, useful = estimate.flops(model, host_batch, topology.chips, live=live)
   plan = Plan(
     model=config.model,
     objective=config.objective,
@@ -177,7 +172,7 @@ def make(
       'attention': actor.attention_name,
       'dtype': np.dtype(actor.dtype).name,
       'moments': config.optimizer.dtype,
-      'reference': config.reference + (' on the host' if host else '') if reads else 'none',
+      'reference': reference,
     },
     memory=memory | estimate.temporaries(actor, given, shape),
     host=host,
@@ -206,7 +201,7 @@ def make(
     began = time.monotonic()
     compiled = made.step.lower(state, arguments, made.hparams).compile()
     seconds = time.monotonic() - began
-  sampler = rollouts.compiled(config, actor, mesh, tokens[0]) if online else None
+  sampler = rollouts.compiled(source, mesh) if online else None
   text = compiled.as_text()
   keep(text)
   found = costs.count(text, price=attention_price(actor, host_batch))
@@ -231,42 +226,17 @@ def assembled(config: ConfigDict, topology: Topology, mesh: Any) -> program.Prog
   return program.assemble(config, parse(config.objective), model, STEPS, mesh, live=True)
 
 
-def critic_of(config: ConfigDict, topology: Topology) -> Model | None:
-  """The model that rollout.critic names; None for the policy's own."""
-  if not config.rollout.critic or config.rollout.critic == SHARED:
-    return None
-  return describe(with_values(config, {'model': config.rollout.critic}), topology)
+def find(config: ConfigDict, spec: str) -> Model:
+  """The model called `spec`; a preset keeps its own vocabulary where no tokenizer is named."""
+  if spec.startswith(policy.PRESET) and not config.tokenizer:
+    return Model(models.preset(spec.removeprefix(policy.PRESET)))
+  return policy.describe(spec, policy.find_tokenizer(spec, config.tokenizer))
 
 
 def describe(config: ConfigDict, topology: Topology) -> Model:
-  """The model of `config` as it would be on `topology`; a preset keeps its own vocabulary."""
-  if config.model.startswith(policy.PRESET) and not config.tokenizer:
-    model = Model(models.preset(config.model.removeprefix(policy.PRESET)))
-  else:
-    model = policy.describe(config.model, policy.find_tokenizer(config.model, config.tokenizer))
-  kernel = topology.tpu and config.mesh.context == 1
-  attention = config.attention
-  if attention == 'auto':
-    attention = 'kernel' if kernel else 'blocked'
-  if attention not in ATTENTION:
-    raise ValueError(f'config.attention must be auto or one of {", ".join(ATTENTION)}')
-  model = model.replace(
-    dtype=jnp.dtype('bfloat16' if config.dtype == 'auto' else config.dtype),
-    remat=config.remat or None,
-    attention=ATTENTION[attention],
-  )
-  scores = REWARDS in parse(config.objective, imports=tuple(config.imports)).fields
-  return policy.scored(model) if scores else model
-
-
-def mesh_sizes(given: ConfigDict, count: int) -> dict[str, int]:
-  """The sizes of the mesh's axes over `count` chips, -1 filled in."""
-  shape = {axis: int(given[axis]) for axis in sharding.AXES}
-  rest = int(np.prod([size for size in shape.values() if size != -1]))
-  shape = {axis: count // rest if size == -1 else size for axis, size in shape.items()}
-  if int(np.prod(list(shape.values()))) != count:
-    raise ValueError(f'config.mesh={shape} does not make {count} chips')
-  return shape
+  """The model of `config` as it would be on `topology`."""
+  platform = 'tpu' if topology.tpu else 'gpu'
+  return offline.configured(config, find(config, config.model), platform)
 
 
 def compiled_memory(found: Any, state: float) -> dict[str, float]:

@@ -77,9 +77,19 @@ class Sampler:
     if not mesh.empty:
       arrays = hosts.place(arrays, jax.sharding.NamedSharding(mesh, jax.P(sharding.GROUPS)))
     with jax.set_mesh(mesh) if not mesh.empty else contextlib.nullcontext():
-      return self._sample(params, *arrays)
+      return self.sample(params, *arrays)
 
-  def _sample(self, params: Params, tokens: Array, mask: Array, ids: Array) -> Samples:
+  def cache_bytes(self, prompts: int) -> int:
+    """Of keys and values of `prompts` prompts and their completions, all devices together."""
+    jobs = prompts * self.num_samples
+    slots = self.slots or jobs
+    read = prompts if slots == jobs else slots + 1  # a copy for each slot, and that read last
+    sizes = ((read, self.width), (slots, self.max_new_tokens))
+    caches = jax.eval_shape(lambda: [self.model.init_cache(*size) for size in sizes])
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(caches))
+
+  def sample(self, params: Params, tokens: Array, mask: Array, ids: Array) -> Samples:
+    """Completions of prompts [B, P] that lie where they shall be."""
     return sample_groups(
       self.model,
       params,

@@ -144,7 +144,7 @@ class Online:
     if carry['cursor'] >= self.rounds.steps or self._strayed(params, carry):
       carry = self._collect(params, carry)
     rows = self.rounds.rows(int(carry['rollout']), int(carry['cursor']))
-    return self._pack(carry, rows, self.rounds.shards), {
+    return self.packed(carry, rows, self.rounds.shards), {
       **carry,
       'cursor': np.int32(carry['cursor'] + 1),
     }
@@ -269,18 +269,18 @@ class Online:
       place = functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh))
       shards = sharding.groups(mesh)
     for rows in np.array_split(np.arange(self.rounds.prompts), self.rounds.minibatches):
-      batch = self._pack(carry, rows, shards)
+      batch = self.packed(carry, rows, shards)
       with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
         found = hosts.whole(compute(params, place(batch)))
       parts.append({name: unpack(value, batch, rows.tolist()) for name, value in found.items()})
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-  def _pack(self, carry: Carry, rows: np.ndarray, shards: int) -> Batch:
+  def packed(self, carry: Carry, rows: np.ndarray, shards: int) -> Batch:
+    """Some rows of a rollout, as a step gets them."""
     groups = []
     for row in rows.tolist():
-      candidates = []
-      for tokens, mask in zip(carry['tokens'][row], carry['mask'][row], strict=True):
-        candidates.append(tokens[: int(mask.sum())])  # scored tokens come first, without holes
+      pairs = zip(carry['tokens'][row], carry['mask'][row], strict=True)
+      candidates = [tokens[: int(mask.sum())] for tokens, mask in pairs]  # scored ones come first
       scored = tuple(np.ones(len(c), bool) for c in candidates)
       prompt = self.sampler.prompts.tokens[int(carry['ids'][row])]
       groups.append(Group(prompt, tuple(candidates), scored))

@@ -89,6 +89,19 @@ def memory_kind(config: ConfigDict) -> str | None:
   return HOST
 
 
+def is_read(objective: Objective) -> bool:
+  """Whether the loss reads a reference."""
+  return bool(objective.fields & {'ref_logps', *DIVERGENCES})
+
+
+def in_state(config: ConfigDict, objective: Objective) -> bool:
+  """Whether the state holds a reference that stands still, which the step reads."""
+  if config.rewards:  # samples bring its log-probs along
+    return bool(objective.fields & DIVERGENCES.keys())
+  live = config.reference == 'live' and not config.reference_sync.every
+  return live and is_read(objective)
+
+
 def check_read(config: ConfigDict, objective: Objective) -> None:
   """Raises ValueError where the objective cannot use the reference that `config` describes."""
   divergences = sorted(objective.fields & DIVERGENCES.keys())
@@ -97,7 +110,7 @@ def check_read(config: ConfigDict, objective: Objective) -> None:
       f'config.objective={objective} needs {divergences}, over the whole vocabulary: set '
       "config.reference='live', as a table holds the log-probs of the data's tokens alone"
     )
-  if config.reference_sync.every and not objective.fields & {'ref_logps', *DIVERGENCES}:
+  if config.reference_sync.every and not is_read(objective):
     raise ValueError(
       f'config.reference_sync.every={config.reference_sync.every} moves a reference, but nothing '
       f'reads a reference in config.objective={objective}; set it to 0'
