@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -139,26 +140,30 @@ def test_made_up_pairs_fit_and_follow_from_the_seed():
 def result(ratio: float, key: str = 'dpo cpu-6m') -> dict:
   row = {'step_seconds': 1.0, 'cpu_seconds': 2.0, 'mfu': None, 'table_seconds': 3.0}
   peer = {'peer': row, 'ratio': ratio, 'spread': (1.0, 3.0), 'cpu_ratio': 2.5}
-  peer |= {'loss_disagreement': 1e-6, 'norm_disagreement': None}
+  peer |= {'memory_ratio': 0.5, 'loss_disagreement': 1e-6, 'norm_disagreement': None}
   return {
     'key': key, 'title': key, 'unit': 'pairs', 'warm': 5, 'rounds': 3, 'setting': 'Here.',
-    'ours': row, 'peers': {'trl': peer},
+    'ours': row, 'remat': None, 'peers': {'trl': peer},
   }  # fmt: skip
+
+
+def write(result: dict, page: Path) -> None:
+  table.write(result['key'], table.section(result), page)
 
 
 def test_the_page_keeps_all_but_the_section_that_is_written_again(tmp_path):
   page = tmp_path / 'docs' / 'performance.md'
-  table.write(result(2.0), page)
-  table.write(result(7.0, 'grpo cpu-6m'), page)
+  write(result(2.0), page)
+  write(result(7.0, 'grpo cpu-6m'), page)
   page.write_text(page.read_text() + '\nWords of people.\n')
   others = page.read_text().split(table.BEGIN.format('grpo cpu-6m'))[1]
-  table.write(result(4.0), page)
+  write(result(4.0), page)
   text = page.read_text()
   assert '**4.00 times** as fast as TRL (1.00 to 3.00 over 3 rounds' in text
   assert '**2.00 times**' not in text
   assert text.split(table.BEGIN.format('grpo cpu-6m'))[1] == others
   again = page.read_text()
-  table.write(result(4.0), page)
+  write(result(4.0), page)
   assert page.read_text() == again
 
 
@@ -166,16 +171,41 @@ def test_a_page_with_half_a_section_is_left_alone(tmp_path):
   page = tmp_path / 'performance.md'
   page.write_text(table.BEGIN.format('dpo cpu-6m'))
   with pytest.raises(ValueError, match='mend the page'):
-    table.write(result(2.0), page)
+    write(result(2.0), page)
   assert page.read_text() == table.BEGIN.format('dpo cpu-6m')
 
 
 def test_a_peer_that_is_absent_is_skipped_with_the_way_to_get_it(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('JAXPREF_CACHE', str(tmp_path))
-  assert 'python -m tools.bench install --against trl' in workers.lacking('trl')
+  assert 'python -m tools.bench install --against trl' in workers.lacking('trl', 'dpo')
   monkeypatch.setattr(bench, 'measure', lambda args, names: result(1.0) | {'names': names})
   assert bench.main(['dpo', '--against', 'trl'])['names'] == ['ours']
   assert 'skipped trl' in capsys.readouterr().out
+
+
+def test_remat_is_measured_beside_what_it_saves_on():
+  """Twice the seconds at a quarter of our memory, which is a tenth of the peer's."""
+  sides = {
+    name: {'step_seconds': seconds, 'seconds': [seconds], 'cpu_seconds': seconds, 'peak_gib': gib,
+           'losses': [1.0]}
+    for name, seconds, gib in (('ours', 1.0, 4.0), ('remat', 2.0, 1.0), ('trl', 3.0, 10.0))
+  }  # fmt: skip
+  again = {'is': 'full', 'side': sides['remat']} | bench.compare(
+    'dpo', sides['ours'], sides['remat']
+  )
+  peer = {'peer': sides['trl']} | bench.compare('dpo', sides['ours'], sides['trl'])
+  found = result(1.0) | {'ours': sides['ours'], 'remat': again, 'peers': {'trl': peer}}
+  text = table.section(found)
+  assert '| jaxpref, remat full | 2.00 |' in text
+  assert 'with 0.40 of its peak memory' in text
+  assert 'has 0.50 of its speed' in text
+  assert '0.25 of the memory without, 0.10 of that of TRL' in text
+
+
+def test_remat_is_refused_where_there_is_no_gradient(capsys):
+  with pytest.raises(SystemExit):
+    bench.parse(['decode', '--remat=full'])
+  assert 'dpo, kto, sft, reward, grpo' in capsys.readouterr().err
 
 
 def test_an_unknown_peer_is_an_error_that_names_the_known(capsys):

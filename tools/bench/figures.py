@@ -2,8 +2,13 @@
 
 import dataclasses
 import statistics
+import time
 from collections.abc import Sequence
 from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxpref.models import Model
 from jaxpref.train.throughput import Work, train_flops
@@ -119,3 +124,16 @@ def disagreement(ours: Sequence[float | None], theirs: Sequence[float | None]) -
   """The largest relative difference of two runs' losses, step by step; None without any."""
   both = [(a, b) for a, b in zip(ours, theirs, strict=False) if a is not None and b is not None]
   return max((abs(a - b) / max(abs(b), 1e-30) for a, b in both), default=None)
+
+
+def product_flops(size: int = 2048, times: int = 5) -> float:
+  """FLOP of a square float32 matrix product in a second of CPU time, the best of `times`."""
+  multiply = jax.jit(jnp.dot)
+  x = jnp.ones((size, size), jnp.float32)
+  multiply(x, x).block_until_ready()
+  best = np.inf
+  for _ in range(times):
+    began = time.process_time()
+    multiply(x, x).block_until_ready()
+    best = min(best, time.process_time() - began)
+  return 2 * size**3 / best

@@ -32,7 +32,8 @@ from jaxpref.train.step import Hparams, make_step
 from jaxpref.typing import Params
 from tools.bench.peers import protocol
 
-Step = Callable[[], float | None]
+Step = Callable[[Any], float]  # takes a batch, returns its loss
+Turn = Callable[[], float | None]  # the next step, whatever its batch
 Job = dict[str, Any]
 Notes = dict[str, Any]  # what a worker finds out on its way
 
@@ -47,17 +48,26 @@ class Words:
 
 
 def variety(prompts: Sequence[str], completions: Sequence[str], records: Any) -> list[float]:
-  """The reward: how many different words, a share of 64."""
-  return [len(set(text.split())) / 64 for text in completions]
+  return protocol.variety(completions)
+
+
+def example(record: dict[str, Any], *parts: str, **extras: float) -> Example:
+  """A record of the job with these parts as its candidates, every token of theirs scored."""
+  candidates = tuple(np.array(record[part], np.int32) for part in parts)
+  scored = tuple(np.ones(len(candidate), bool) for candidate in candidates)
+  return Example(np.array(record['prompt'], np.int32), candidates, scored, extras)
 
 
 def dataset_of(job: Job, *parts: str) -> data.Dataset:
-  examples = []
-  for pair in job['pairs']:
-    candidates = tuple(np.array(pair[part], np.int32) for part in parts)
-    scored = tuple(np.ones(len(candidate), bool) for candidate in candidates)
-    examples.append(Example(np.array(pair['prompt'], np.int32), candidates, scored, {}))
-  return data.from_examples(examples)
+  return data.from_examples([example(pair, *parts) for pair in job['pairs']])
+
+
+def stepping(batches: Batches, prepare: Callable, step: Step) -> Turn:
+  """`step` on one batch after another, once a batch of every shape has been prepared."""
+  for at in {batches.shape_of(i): i for i in range(len(batches))}.values():
+    prepare(batches[at])
+  ahead = stream(batches, 0, len(batches))
+  return lambda: step(next(ahead)[1])
 
 
 class Trainer:
@@ -76,6 +86,7 @@ class Trainer:
   def compile(self, batch) -> Callable:
     shape = tuple(np.shape(x) for x in jax.tree.leaves(batch))
     if shape not in self.compiled:
+      batch = jax.device_put(batch)
       self.compiled[shape] = self.step.lower(self.state, batch, self.hparams).compile()
     return self.compiled[shape]
 
@@ -89,17 +100,15 @@ class Trainer:
 
 def offline(
   job: Job, model: Model, params: Params, notes: Notes, objective, dataset, tables=(), live=False
-) -> Step:
+) -> Turn:
   batches = Batches(dataset, job['batch'], seed=None, tables=dict(tables))
   trainer = Trainer(job, model, params, notes, objective, live=live)
-  for at in {batches.shape_of(i): i for i in range(len(batches))}.values():
-    trainer.compile(jax.device_put(batches[at]))
+  turn = stepping(batches, trainer.compile, trainer)
   notes['shapes'] = len(trainer.compiled)
-  ahead = stream(batches, 0, len(batches))
-  return lambda: trainer(next(ahead)[1])
+  return turn
 
 
-def referring(job: Job, model: Model, params: Params, notes: Notes, objective, dataset) -> Step:
+def referring(job: Job, model: Model, params: Params, notes: Notes, objective, dataset) -> Turn:
   """Steps of a loss with a reference, in the step or from a table."""
   tables = {}
   if job['reference'] == 'table':
@@ -111,43 +120,37 @@ def referring(job: Job, model: Model, params: Params, notes: Notes, objective, d
   return offline(job, model, params, notes, objective, dataset, tables, live)
 
 
-def dpo_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
+def dpo_step(job: Job, model: Model, params: Params, notes: Notes) -> Turn:
   dataset = dataset_of(job, 'chosen', 'rejected')
   return referring(job, model, params, notes, dpo(beta=job['beta']), dataset)
 
 
-def kto_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
-  examples = []
-  for one in job['pairs']:
-    candidates = tuple(np.array(one[part], np.int32) for part in ('completion', 'other'))
-    scored = tuple(np.ones(len(candidate), bool) for candidate in candidates)
-    extras = {'label': 1.0 if one['label'] else -1.0, 'mismatched': 1.0}
-    examples.append(Example(np.array(one['prompt'], np.int32), candidates, scored, extras))
+def kto_step(job: Job, model: Model, params: Params, notes: Notes) -> Turn:
+  examples = [
+    example(one, 'completion', 'other', label=1.0 if one['label'] else -1.0, mismatched=1.0)
+    for one in job['pairs']
+  ]
   dataset = data.from_examples(examples)
   return referring(job, model, params, notes, kto(beta=job['beta']), dataset)
 
 
-def sft_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
+def sft_step(job: Job, model: Model, params: Params, notes: Notes) -> Turn:
   return offline(job, model, params, notes, sft(), dataset_of(job, 'chosen'))
 
 
-def reward_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
+def reward_step(job: Job, model: Model, params: Params, notes: Notes) -> Turn:
   dataset = dataset_of(job, 'chosen', 'rejected')
   return offline(job, model, params, notes, bradley_terry(), dataset)
 
 
-def logprobs_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
+def logprobs_step(job: Job, model: Model, params: Params, notes: Notes) -> Turn:
   batches = Batches(dataset_of(job, 'chosen', 'rejected'), job['batch'], seed=None)
-  compute = jax.jit(lambda params, batch: log_probs(model, params, batch)['logps'])
-  ahead = stream(batches, 0, len(batches))
+  compute = jax.jit(lambda params, batch: log_probs(model, params, batch)['logps'].sum())
 
-  def step() -> float:
-    batch = jax.tree.map(lambda x: x[0], next(ahead)[1])
-    return float(compute(params, batch).sum())
+  def step(batch) -> float:
+    return float(compute(params, jax.tree.map(lambda x: x[0], batch)))
 
-  for at in {batches.shape_of(i): i for i in range(len(batches))}.values():
-    compute(params, jax.tree.map(lambda x: x[0], batches[at])).block_until_ready()
-  return step
+  return stepping(batches, step, step)
 
 
 def prompts_of(job: Job) -> Prompts:
@@ -156,7 +159,7 @@ def prompts_of(job: Job) -> Prompts:
   return Prompts(tokens, texts, [{} for _ in texts], ['made up' for _ in texts])
 
 
-def grpo_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
+def grpo_step(job: Job, model: Model, params: Params, notes: Notes) -> Turn:
   objective = parse(f'grpo() + {job["kl"]}*kl()')
   prompts = prompts_of(job)
   sampler = Sampler(model, prompts, job['samples'], job['new_tokens'])
@@ -183,7 +186,7 @@ def grpo_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
   return step
 
 
-def decode_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
+def decode_step(job: Job, model: Model, params: Params, notes: Notes) -> Turn:
   prompts = prompts_of(job)
   width = max(map(len, prompts.tokens))
   sample = functools.partial(
@@ -203,7 +206,7 @@ def decode_step(job: Job, model: Model, params: Params, notes: Notes) -> Step:
   return step
 
 
-STEPS: dict[str, Callable[[Job, Model, Params, Notes], Step]] = {
+STEPS: dict[str, Callable[[Job, Model, Params, Notes], Turn]] = {
   'dpo': dpo_step,
   'kto': kto_step,
   'sft': sft_step,

@@ -13,6 +13,7 @@ import importlib.util
 from typing import Any
 
 from tools import plan_table
+from tools.bench.table import grid
 
 NAME = 'llama3.1-8b-dpo'
 # Recorded on 20 November 2026 (google-tunix 0.1.7), not measured by this script.
@@ -23,13 +24,13 @@ TUNIX = {
   'reduced_gb': 16.6,
   'compile_seconds': 326.0,
 }
-LABELS = {
-  'tflop': 'TFLOP',
-  'memory_gib': 'memory, GiB',
-  'gathered_gb': 'gathered, GB',
-  'reduced_gb': 'reduced, GB',
-  'compile_seconds': 'compiling, s',
-}
+COLUMNS = (
+  ('TFLOP', 'tflop', '{:.1f}'),
+  ('memory, GiB', 'memory_gib', '{:.1f}'),
+  ('gathered, GB', 'gathered_gb', '{:.1f}'),
+  ('reduced, GB', 'reduced_gb', '{:.1f}'),
+  ('compiling, s', 'compile_seconds', '{:.1f}'),
+)
 
 
 def measure() -> dict[str, Any]:
@@ -51,6 +52,7 @@ def measure() -> dict[str, Any]:
   }
   sent = lambda side: side['gathered_gb'] + side['reduced_gb']  # noqa: E731
   return {
+    'key': f'pod {NAME}',
     'how': how,
     'ours': ours,
     'peer': TUNIX,
@@ -62,15 +64,18 @@ def measure() -> dict[str, Any]:
 
 
 def section(found: dict[str, Any]) -> str:
-  rows = [f'| | jaxpref ({found["how"]}) | Tunix ({found["peer_is"]}) |', '| --- | --- | --- |']
-  for key, label in LABELS.items():
-    mine = found['ours'][key]
-    shown = '–' if mine is None else f'{mine:.1f}'
-    rows.append(f'| {label} | {shown} | {found["peer"][key]:.1f} |')
-  rows += [
+  sides = {
+    f'jaxpref ({found["how"]})': found['ours'],
+    f'Tunix ({found["peer_is"]})': found['peer'],
+  }
+  lines = [
+    f'### pod, {NAME}: the DPO step on v5e:8x8, a chip',
+    '',
+    *grid('', COLUMNS, sides),
     '',
     f'Tunix computes **{found["ratio"]:.2f} times** our FLOPs for the same pairs; ours are '
     f'{found["over_useful"]:.2f} times the useful ones. We send {found["sent"]:.2f} times its '
     'bytes.',
+    '',
   ]
-  return '\n'.join(rows)
+  return '\n'.join(lines)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from jaxpref import models
 from tools.bench.pairs import Pair
 from tools.bench.shapes import Shape
-from tools.bench.table import row
+from tools.bench.table import grid
 
 PROMPTS = (1, 2, 4, 8)  # of the decoding series: so many prompts at once
 
@@ -103,8 +103,6 @@ COLUMNS = (
 
 def section(result: Mapping[str, Any]) -> str:
   """The markdown of a series; a step's cost grows no faster than its work where the end is <= 1."""
-  lines = [f'### {result["title"]}', '', row(['a step of', *(head for head, *_ in COLUMNS)])]
-  lines.append(row(['---'] * (len(COLUMNS) + 1)))
-  for run in result['runs']:
-    lines.append(row([run['name'], *(form.format(run[key]) for _, key, form in COLUMNS)]))
-  return '\n'.join([*lines, '', f'First of them: {result["setting"]}', ''])
+  lines = grid('a step of', COLUMNS, {run['name']: run for run in result['runs']})
+  setting = f'First of them: {result["setting"]}'
+  return '\n'.join([f'### {result["title"]}', '', *lines, '', setting, ''])

@@ -40,6 +40,7 @@ SHAPES = {
 }  # fmt: skip
 
 TASKS = ('dpo', 'kto', 'sft', 'reward', 'grpo', 'decode', 'logprobs')
+TRAINED = ('dpo', 'kto', 'sft', 'reward', 'grpo')  # tasks with a gradient
 REFERRING = ('dpo', 'kto')  # tasks with a reference, in the step or from a table
 SAMPLED = ('grpo', 'decode')  # tasks whose work is completions, not pairs
 

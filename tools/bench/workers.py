@@ -8,14 +8,24 @@ import tempfile
 import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tools.bench.figures import Side
 from tools.bench.peers import protocol
+from tools.bench.shapes import TASKS
 
-PEERS = {  # what pip installs, one line after another
-  'trl': (('torch==2.13.0',), ('trl==1.16.0',)),
+
+class Peer(NamedTuple):
+  """Another project: what pip installs, one command after another, and what it is measured on."""
+
+  packages: tuple[tuple[str, ...], ...]
+  tasks: tuple[str, ...]
+
+
+PEERS = {
+  'trl': Peer((('torch==2.13.0',), ('trl==1.16.0',)), TASKS),
 }
+OURS = ('ours', 'remat')  # as it is, and with the remat that was asked for
 SCRIPTS = Path(__file__).parent / 'peers'
 MEASURED = ('steps', 'losses', 'peak_gib', 'seconds', 'cpu_seconds')  # of a round
 TESTS = ('XLA_FLAGS', 'OMP_NUM_THREADS', 'PYTHONPATH')  # set for them, not for workers
@@ -30,18 +40,20 @@ def python_of(peer: str) -> Path:
   return folder() / peer / 'bin' / 'python'
 
 
-def lacking(peer: str) -> str | None:
-  """How to get a peer that is not there, or None."""
-  if python_of(peer).exists():
-    return None
-  return f'{peer}: not installed; `python -m tools.bench install --against {peer}` makes its venv'
+def lacking(peer: str, task: str) -> str | None:
+  """Why a peer cannot be measured, or None."""
+  if task not in PEERS[peer].tasks:
+    return f'{peer}: it is measured on {", ".join(PEERS[peer].tasks)}, not on {task}'
+  if not python_of(peer).exists():
+    return f'{peer}: not installed; `python -m tools.bench install --against {peer}` makes its venv'
+  return None
 
 
 def install(peer: str) -> None:
   """Makes the peer's environment, with pip as this machine has it set up."""
   where = folder() / peer
   venv.create(where, with_pip=True, clear=True)
-  for packages in PEERS[peer]:
+  for packages in PEERS[peer].packages:
     subprocess.run([python_of(peer), '-m', 'pip', 'install', *packages], check=True)
 
 
@@ -53,7 +65,7 @@ class Worker:
   """A process that takes steps when asked.
 
   Args:
-    name: 'ours' or a peer's.
+    name: one of `OURS`, or a peer's.
     job: what to do, see `peers/trl_worker.py`; it is written to a file.
     place: of the job's files.
     cores: that it may use; 0: all. On a busy machine one core each is the fairer measure: threads
@@ -64,7 +76,7 @@ class Worker:
     self.name = name
     path = place / f'{name}.json'
     path.write_text(json.dumps(job), encoding='utf-8')
-    if name == 'ours':
+    if name in OURS:
       command = [sys.executable, '-m', 'tools.bench.ours', str(path)]
     else:
       command = [str(python_of(name)), str(SCRIPTS / f'{name}_worker.py'), str(path)]
@@ -80,7 +92,7 @@ class Worker:
       stderr=self._errors,
       env=environment,
       text=True,
-      cwd=Path(__file__).parents[2] if name == 'ours' else place,
+      cwd=Path(__file__).parents[2] if name in OURS else place,
     )
     self._rounds: list[dict[str, Any]] = []
     self.ready: dict[str, Any] = {}

@@ -2,8 +2,8 @@
 
 A job is a JSON object: task, model (a Hugging Face folder), pairs (lists of token ids: prompt,
 chosen, rejected; of KTO prompt, completion, other, and a label), batch, max_length, steps, dtype,
-optimizer, beta, reference ('live' or 'table'), remat, and for samples: prompts, samples,
-new_tokens, max_prompt, kl.
+optimizer, beta, reference ('live' or 'table'), and for samples: prompts, samples, new_tokens,
+max_prompt, kl.
 """
 
 import json
@@ -43,7 +43,7 @@ class Turns(transformers.TrainerCallback):
     self.losses, self.notes, self.left, self.clock = [], {}, 0, None
 
   def on_train_begin(self, args, state, control, **_):
-    protocol.say(versions=protocol.versions('trl', 'torch', 'transformers'), device=device())
+    ready()
     self._wait(control)
 
   def on_step_end(self, args, state, control, **_):
@@ -60,6 +60,11 @@ class Turns(transformers.TrainerCallback):
       control.should_training_stop = True
       return
     self.losses, self.left, self.clock = [], count, protocol.Clock()
+
+
+def ready():
+  versions = protocol.versions('trl', 'torch', 'transformers')
+  protocol.say(versions=versions, device=device())
 
 
 def device():
@@ -97,7 +102,7 @@ def settings(job):
     'adam_epsilon': optimizer['eps'],
     'max_grad_norm': optimizer['clip'],
     'lr_scheduler_type': 'constant',
-    'gradient_checkpointing': bool(job['remat']),
+    'gradient_checkpointing': False,  # its fastest
     'bf16': job['dtype'] == 'bfloat16',
     'logging_steps': 10**9,
     'save_strategy': 'no',
@@ -105,6 +110,46 @@ def settings(job):
     'disable_tqdm': True,
     'seed': 0,
   }
+
+
+def in_order(self, *_):
+  return SequentialSampler(self.train_dataset)
+
+
+def as_is(self, dataset, *_args, **_kwargs):
+  return dataset
+
+
+GIVEN = {'_prepare_dataset': as_is, '_get_train_sampler': in_order}  # token ids, in their order
+
+
+def load(job, kind=transformers.AutoModelForCausalLM, **more):
+  return kind.from_pretrained(job['model'], dtype=torch.float32, **more)
+
+
+def trainer_of(kind, turns, model, args, rows, **more):
+  return kind(
+    model=model,
+    args=args,
+    train_dataset=Dataset.from_list(rows),
+    processing_class=words(model.config.vocab_size),
+    callbacks=[turns],
+    **more,
+  )
+
+
+def referring(trainer_class, config_class, job, turns, rows):
+  """The trainer of a loss with a reference, in the step or from a table built here."""
+  table = job['reference'] == 'table'
+  args = config_class(
+    beta=job['beta'], max_length=job['max_length'], precompute_ref_log_probs=table, **settings(job)
+  )
+  kind, model = watched(trainer_class, turns, **GIVEN), load(job)
+  clock = protocol.Clock()
+  trainer = trainer_of(kind, turns, model, args, rows, ref_model=None if table else load(job))
+  if table:
+    turns.notes['table_seconds'] = clock.read()['seconds']
+  return trainer
 
 
 def train(trainer, turns):
@@ -119,52 +164,19 @@ def train(trainer, turns):
   trainer.train()
 
 
-def in_order(self, *_):
-  return SequentialSampler(self.train_dataset)
-
-
-def as_is(self, dataset, *_args, **_kwargs):
-  return dataset
-
-
-def load(job):
-  return transformers.AutoModelForCausalLM.from_pretrained(job['model'], dtype=torch.float32)
-
-
-def tokenised(job):
-  """The pairs as TRL itself leaves them after tokenising."""
-  return Dataset.from_list(
-    [
-      {f'{part}_ids': pair[part] for part in ('prompt', 'chosen', 'rejected')}
-      for pair in job['pairs']
-    ]
-  )
-
-
 def dpo_trainer(job, turns):
-  table = job['reference'] == 'table'
-  args = trl.DPOConfig(
-    beta=job['beta'], max_length=job['max_length'], precompute_ref_log_probs=table, **settings(job)
-  )
-  model = load(job)
-  made = watched(trl.DPOTrainer, turns, _prepare_dataset=as_is, _get_train_sampler=in_order)
-  clock = protocol.Clock()
-  trainer = made(
-    model=model,
-    ref_model=None if table else load(job),
-    args=args,
-    train_dataset=tokenised(job),
-    processing_class=words(model.config.vocab_size),
-    callbacks=[turns],
-  )
-  if table:
-    turns.notes['table_seconds'] = clock.read()['seconds']
-  return trainer
+  parts = ('prompt', 'chosen', 'rejected')
+  rows = [{f'{part}_ids': pair[part] for part in parts} for pair in job['pairs']]
+  return referring(trl.DPOTrainer, trl.DPOConfig, job, turns, rows)
+
+
+def dpo(job):
+  turns = Turns()
+  train(dpo_trainer(job, turns), turns)
 
 
 def kto(job):
   turns = Turns()
-  table = job['reference'] == 'table'
   rows = [
     {
       'prompt_ids': one['prompt'],
@@ -174,27 +186,7 @@ def kto(job):
     }
     for one in job['pairs']
   ]
-  args = trl.KTOConfig(
-    beta=job['beta'], max_length=job['max_length'], precompute_ref_log_probs=table, **settings(job)
-  )
-  model = load(job)
-  clock = protocol.Clock()
-  trainer = watched(trl.KTOTrainer, turns, _prepare_dataset=as_is, _get_train_sampler=in_order)(
-    model=model,
-    ref_model=None if table else load(job),
-    args=args,
-    train_dataset=Dataset.from_list(rows),
-    processing_class=words(model.config.vocab_size),
-    callbacks=[turns],
-  )
-  if table:
-    turns.notes['table_seconds'] = clock.read()['seconds']
-  train(trainer, turns)
-
-
-def dpo(job):
-  turns = Turns()
-  train(dpo_trainer(job, turns), turns)
+  train(referring(trl.KTOTrainer, trl.KTOConfig, job, turns, rows), turns)
 
 
 def logprobs(job):
@@ -208,13 +200,12 @@ def logprobs(job):
       found = trainer.compute_ref_log_probs(trainer.model, next(batches))
     return float(sum(x.sum() for x in found))
 
-  protocol.say(versions=protocol.versions('trl', 'torch', 'transformers'), device=device())
+  ready()
   protocol.serve(step, {}, held)
 
 
 def sft(job):
   turns = Turns()
-  model = load(job)
   rows = [
     {
       'input_ids': pair['prompt'] + pair['chosen'],
@@ -227,45 +218,29 @@ def sft(job):
     dataset_kwargs={'skip_prepare_dataset': True},
     **settings(job),
   )
-  trainer = watched(trl.SFTTrainer, turns, _get_train_sampler=in_order)(
-    model=model,
-    args=args,
-    train_dataset=Dataset.from_list(rows),
-    processing_class=words(model.config.vocab_size),
-    callbacks=[turns],
-  )
-  train(trainer, turns)
+  kind = watched(trl.SFTTrainer, turns, _get_train_sampler=in_order)
+  train(trainer_of(kind, turns, load(job), args, rows), turns)
 
 
 def reward(job):
   turns = Turns()
-  model = transformers.AutoModelForSequenceClassification.from_pretrained(
-    job['model'], dtype=torch.float32, num_labels=1
-  )
+  model = load(job, transformers.AutoModelForSequenceClassification, num_labels=1)
   model.config.pad_token_id = PAD
   rows = [
     {f'{part}_ids': pair['prompt'] + pair[part] for part in ('chosen', 'rejected')}
     for pair in job['pairs']
   ]
   args = trl.RewardConfig(max_length=job['max_length'], **settings(job))
-  trainer = watched(trl.RewardTrainer, turns, _prepare_dataset=as_is, _get_train_sampler=in_order)(
-    model=model,
-    args=args,
-    train_dataset=Dataset.from_list(rows),
-    processing_class=words(model.config.vocab_size),
-    callbacks=[turns],
-  )
-  train(trainer, turns)
+  kind = watched(trl.RewardTrainer, turns, **GIVEN)
+  train(trainer_of(kind, turns, model, args, rows), turns)
 
 
 def variety(completions, **_):
-  """The reward: how many different words, a share of 64."""
-  return [len(set(text.split())) / 64 for text in completions]
+  return protocol.variety(completions)
 
 
 def grpo(job):
   turns = Turns()
-  model = load(job)
   texts = [' '.join(f't{i}' for i in pair['prompt'][-job['max_prompt'] :]) for pair in job['pairs']]
   own = settings(job) | {'per_device_train_batch_size': job['prompts'] * job['samples']}
   args = trl.GRPOConfig(
@@ -279,15 +254,9 @@ def grpo(job):
     generation_kwargs={'min_new_tokens': job['new_tokens']},
     **own,
   )
-  trainer = watched(trl.GRPOTrainer, turns)(
-    model=model,
-    reward_funcs=variety,
-    args=args,
-    train_dataset=Dataset.from_list([{'prompt': text} for text in texts]),
-    processing_class=words(model.config.vocab_size),
-    callbacks=[turns],
-  )
-  train(trainer, turns)
+  kind = watched(trl.GRPOTrainer, turns)
+  rows = [{'prompt': text} for text in texts]
+  train(trainer_of(kind, turns, load(job), args, rows, reward_funcs=variety), turns)
 
 
 def decode(job):
@@ -319,7 +288,7 @@ def decode(job):
         eos_token_id=EOS,
       )
 
-  protocol.say(versions=protocol.versions('trl', 'torch', 'transformers'), device=device())
+  ready()
   protocol.serve(step, {}, held)
 
 
