@@ -17,6 +17,7 @@ from jaxpref import data, hosts, offline, online, program, roles, sharding
 from jaxpref.log_probs import policy_of, policy_params
 from jaxpref.models import Model
 from jaxpref.objectives import parse
+from jaxpref.storage import is_url
 from jaxpref.train import anchor, policy
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.feed import Evaluate, Feed
@@ -76,7 +77,7 @@ def _train(
 ) -> Trained:
   objective = parse(config.objective, imports=tuple(config.imports))
   keep_best = parse_keep_best(config.checkpoint.keep_best)
-  profiler = open_profiler(config, Path(workdir))
+  profiler = open_profiler(config, workdir)
   sync, watchdog = anchor.reference_sync(config), Watchdog(config.log.stuck)
   anchor.memory_kind(config)  # a mistake in it comes before the data is read
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
@@ -173,13 +174,18 @@ def _train(
   return Trained(policy_of(model), policy_params(state.params), tokenizer, state, metrics)
 
 
-def open_profiler(config: ConfigDict, workdir: Path) -> Profiler | None:
+def open_profiler(config: ConfigDict, workdir: str | Path) -> Profiler | None:
   """The profiler that `config.profile` asks for."""
   if not config.profile:
     return None
   if len(config.profile) != 2:
     raise ValueError(f'config.profile must be (first step, how many), got {config.profile}')
-  return Profiler(workdir / 'profile', *map(int, config.profile))
+  if is_url(workdir):
+    raise ValueError(
+      f'config.profile={config.profile}: traces are written to a folder, and the workdir is at '
+      f'{workdir}; profile a run with a workdir on a disk'
+    )
+  return Profiler(Path(workdir) / 'profile', *map(int, config.profile))
 
 
 def parse_keep_best(text: str) -> tuple[str, str] | None:

@@ -27,8 +27,11 @@ def is_url(path: str | os.PathLike) -> bool:
 
 def open_url(url: str | os.PathLike) -> Any:
   """An etils.epath.Path."""
-  from etils import epath  # with what it needs for clouds, slow to import
+  import fsspec
+  from etils import epath  # with what they need for clouds, slow to import
 
+  # Other processes write there, and TensorStore does: a listing that is kept grows old.
+  fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
   return epath.Path(url)
 
 
@@ -53,9 +56,10 @@ def naming(path: Any) -> Iterator[None]:
   except Exception as error:
     if not (isinstance(error, OSError) or is_url(path)):
       raise
-    kind, number = (type(error), error.errno) if isinstance(error, OSError) else (OSError, None)
-    reason = getattr(error, 'strerror', None) or f'{type(error).__name__}: {error}'
-    raise kind(number, f'cannot write to {path}: {reason}; {_advice(path, number)}') from error
+    number = error.errno if isinstance(error, OSError) else None
+    reason = getattr(error, 'strerror', None) or ' '.join(f'{error}'.split())
+    message = f'cannot write to {path}: {reason}; {_advice(path, number)}'
+    raise (type(error)(number, message) if number else OSError(message)) from error
 
 
 def check_writable(folder: Any) -> None:

@@ -135,7 +135,7 @@ def test_urls_are_read_through_epath(tmp_path, monkeypatch):
   for name in ('b', 'a'):
     (tmp_path / f'{name}.jsonl').write_text(json.dumps({'text': name}))
   monkeypatch.setattr(
-    files, 'url_path', lambda url: epath.Path(url.replace('gs://bucket', str(tmp_path)))
+    files, 'open_url', lambda url: epath.Path(url.replace('gs://bucket', str(tmp_path)))
   )
   monkeypatch.setattr(files, 'is_url', lambda path: path.startswith(('gs://', str(tmp_path))))
   source = open_source('gs://bucket/*.jsonl')
@@ -153,6 +153,6 @@ def test_an_unreachable_bucket_says_what_is_needed(monkeypatch):
   def no_backend(url):
     raise ImportError('gcsfs is not installed')
 
-  monkeypatch.setattr(files, 'url_path', no_backend)
+  monkeypatch.setattr(files, 'open_url', no_backend)
   with pytest.raises(DataError, match=r"cannot read 'gs://bucket/a.jsonl'.*pip install gcsfs"):
     open_source('gs://bucket/a.jsonl')

@@ -132,8 +132,8 @@ def test_a_process_that_a_signal_ends_has_failed():
   [
     (['--name=x; rm', *COMMAND], "--name='x; rm': Google Cloud takes"),
     (['--name=-x', *COMMAND], "--name='-x': Google Cloud takes"),
-    (['--workdir=runs/x', *COMMAND], 'must be a folder that all machines see'),
-    (['--workdir=gs://b/x', *COMMAND], 'mounted by gcsfuse'),
+    (['--workdir=runs/x', *COMMAND], 'must be what all machines see'),
+    (['--workdir=s3://b/x', *COMMAND], 'gs://bucket/run, or a folder'),
     (['--workdir=', *COMMAND], '--workdir is missing'),
     (['--tpu=', *COMMAND], '--tpu is missing, which --on=tpu-vm needs'),
     (['--on=local', *COMMAND], '--name says nothing to --on=local'),

@@ -37,6 +37,9 @@ class Memory:
   def write(self, step, metrics):
     self.lines.append((step, dict(metrics)))
 
+  def flush(self):
+    pass
+
   def close(self):
     pass
 

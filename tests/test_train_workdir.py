@@ -79,8 +79,8 @@ def test_unusable_folders_say_what_would_work(tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(OSError, match=r'cannot write to .*/file/run: .*choose a folder'):
     open_workdir(tmp_path / 'file' / 'run', config())
-  with pytest.raises(ValueError, match=r'gs://bucket/run.* is a URL.*gcsfuse'):
-    open_workdir('gs://bucket/run', config())
+  with pytest.raises(ValueError, match=r's3://bucket/run.* is a URL.*gs://'):
+    open_workdir('s3://bucket/run', config())
   with pytest.raises(FileNotFoundError, match='not the workdir of a run'):
     read_config(tmp_path / 'nowhere')
   (tmp_path / 'old' / 'checkpoints').mkdir(parents=True)

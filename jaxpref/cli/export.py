@@ -29,6 +29,7 @@ from rich.console import Console
 from jaxpref import hosts, models
 from jaxpref.cli.checkpoints import chosen_step, define_checkpoint_flags, load_model
 from jaxpref.cli.processes import define_process_flags, join
+from jaxpref.storage import is_url, open_path
 from jaxpref.train import normalisation, policy
 from jaxpref.typing import Params
 
@@ -61,6 +62,8 @@ def main(argv: Sequence[str]) -> int:
   for name in ('model', 'output'):
     if own[name].value is None:
       raise flags.Error(f'--{name} is missing: export --model=<workdir> --output=<folder>')
+  if is_url(own.output):
+    raise flags.Error(f'--output={own.output}: give a folder; it can be copied to a bucket then')
   writes = join(own)
   output = Path(own.output).expanduser()
   hosts.in_turn(lambda: check_output(output, own.overwrite))  # before any of them has written
@@ -84,7 +87,7 @@ def main(argv: Sequence[str]) -> int:
 
 def export_normalisation(own: flags.FlagValues, output: Path, step: int | None) -> str:
   """Writes that of the exported scores, if it is known, beside them; says what it did."""
-  folder = Path(own.model).expanduser()
+  folder = open_path(own.model)
   known = normalisation.read(folder)
   if known and policy.is_workdir(own.model) and (own.ema or step != known.step):
     known = None

@@ -28,6 +28,7 @@ from absl import flags
 from jaxpref import launch
 from jaxpref.cli import configs, train
 from jaxpref.launch.job import Job
+from jaxpref.storage import STORES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,9 @@ def define_flags() -> flags.FlagValues:
   text: dict[str, Any] = {'flag_values': own}
   flags.DEFINE_enum('on', None, list(PLACES), 'where', **text)
   flags.DEFINE_string('name', None, 'of the machines or the job', **text)
-  flags.DEFINE_string('workdir', None, 'folder of the run, given to the command', **text)
+  flags.DEFINE_string(
+    'workdir', None, 'folder of the run, or gs://..., given to the command', **text
+  )
   flags.DEFINE_boolean('dry_run', False, 'print every command and run none', **text)
   flags.DEFINE_alias('dry-run', 'dry_run', flag_values=own)
   flags.DEFINE_integer('requeues', 10, 'starts after a preemption at most', lower_bound=0, **text)
@@ -146,10 +149,10 @@ def read_job(own: flags.FlagValues, place: Place, command: Sequence[str]) -> Job
     raise flags.Error('give --workdir before the --; the command gets it from there')
   if not workdir:
     raise flags.Error('--workdir is missing: the folder that a preempted run resumes from')
-  if 'code' in place.job and ('://' in workdir or not workdir.startswith('/')):
+  if 'code' in place.job and not workdir.startswith(('/', *STORES)):
     raise ValueError(
-      f'--workdir={workdir} must be a folder that all machines see and that outlives them, such as '
-      'that of a bucket mounted by gcsfuse: /mnt/bucket/run'
+      f'--workdir={workdir} must be what all machines see and what outlives them: gs://bucket/run, '
+      'or a folder of a mounted disk or bucket, such as /mnt/bucket/run'
     )
   job = Job(
     name=own.name or 'local',

@@ -7,6 +7,7 @@ r"""Trains a model: `jaxpref train --config=dpo:tiny --workdir=runs/dpo [--confi
 The same command again resumes. SIGTERM, which cluster schedulers send before they take a machine
 away, makes a run save after the step it is in and exit with 75. The workdir gets config.json,
 metrics.jsonl, TensorBoard files and checkpoints; `jaxpref generate`, `eval` and `export` read it.
+At gs://bucket/run (`pip install jaxpref[gcs]`) metrics appear with each checkpoint.
 """
 
 import sys
@@ -22,7 +23,7 @@ from jaxpref.cli.processes import define_process_flags, join
 def define_flags() -> flags.FlagValues:
   """This command's flags beside --config, in a set of their own: commands may share names."""
   own = flags.FlagValues()
-  flags.DEFINE_string('workdir', None, 'folder of the run', flag_values=own)
+  flags.DEFINE_string('workdir', None, 'folder of the run, or gs://bucket/run', flag_values=own)
   define_process_flags(own)
   flags.DEFINE_boolean('help', False, 'show this help', short_name='h', flag_values=own)
   return own

@@ -21,6 +21,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
+from jaxpref.storage import is_url, open_url
+
 Record = dict[str, Any]
 Bad = list[str] | None  # collects what is wrong with bad lines; where None, they raise
 MAX_LINE = 32 << 20  # bytes: a longer line is no record, and reading it might take all memory
@@ -84,20 +86,9 @@ def find(pattern: str) -> tuple[str, ...]:
   raise DataError(f'no such file: {pattern!r} (in {pathlib.Path.cwd()}){hint}')
 
 
-def is_url(path: str) -> bool:
-  return '://' in path
-
-
-def url_path(url: str) -> Any:
-  """An etils.epath.Path; DataError where what its scheme needs is not there."""
-  from etils import epath  # with what it needs for clouds, slow to import
-
-  return epath.Path(url)
-
-
 def _find_url(pattern: str) -> tuple[str, ...]:
   try:
-    path = url_path(pattern)
+    path = open_url(pattern)
     if not glob.has_magic(pattern):
       if path.is_dir():
         raise DataError(f"{pattern!r} is a folder; give its files, as '{pattern}/*.jsonl'")
@@ -124,7 +115,7 @@ def open_raw(path: str) -> BinaryIO:
   if not is_url(path):
     return open(path, 'rb')
   try:
-    return url_path(path).open('rb')
+    return open_url(path).open('rb')
   except (ImportError, OSError, RuntimeError) as error:
     raise _unreachable(path, error) from error
 
@@ -134,7 +125,7 @@ def hash_files(paths) -> str:
   total = hashlib.sha256()
   for path in paths:
     if is_url(path):
-      stat = url_path(path).stat()
+      stat = open_url(path).stat()
       total.update(f'{path} {stat.length} {stat.mtime}'.encode())
     else:
       with open(path, 'rb') as file:

@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import tokenizers
 
 from jaxpref.data import byte_level, chat, vocabulary
+from jaxpref.storage import open_path
 
 _BYTE = re.compile('<0x([0-9A-F]{2})>')  # what a vocabulary with byte fallback calls a byte
 _BYTES = {symbol: byte for byte, symbol in byte_level.alphabet().items()}
@@ -134,7 +134,7 @@ class Tokenizer:
   def save(self, folder) -> None:
     """Writes a Hugging Face folder; `load_tokenizer(folder)` equals this tokenizer."""
     for name, content in self.files.items():
-      path = pathlib.Path(folder) / name
+      path = open_path(folder) / name
       path.parent.mkdir(parents=True, exist_ok=True)
       path.write_bytes(content)
 

@@ -19,6 +19,7 @@ import tokenizers
 from tokenizers import processors
 
 from jaxpref.data import byte_level, sentencepiece
+from jaxpref.storage import is_url, open_url
 
 ROLES = (
   'bos_token',
@@ -53,7 +54,7 @@ def read(source) -> dict[str, bytes]:
   """
   if str(source) == 'byte':
     return byte_level.byte_files()
-  path = pathlib.Path(source).expanduser()
+  path = open_url(source) if is_url(source) else pathlib.Path(source).expanduser()
   if path.name in _VOCABULARIES + _MERGES:
     path = path.parent
   folder = path if path.is_dir() else path.parent

@@ -11,7 +11,6 @@ Only this file and `handler.py` import Orbax.
 
 import json
 import os
-import pathlib
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -22,12 +21,14 @@ from absl import logging
 
 from jaxpref import hosts
 from jaxpref.log_probs import policy_params
-from jaxpref.storage import check_writable
+from jaxpref.storage import check_writable, is_url, open_path
 from jaxpref.train.checksums import checksums
 from jaxpref.train.handler import Handler, Restore, Save, check_bits, check_sizes
 from jaxpref.train.retention import Retention
 from jaxpref.typing import Params
 
+# Orbax's marker of what is whole, where it cannot give a folder its name at last.
+_COMMITTED = 'commit_success.txt'
 _NAMED = 5  # leaves that an error lists before it only counts
 
 
@@ -47,7 +48,7 @@ class Checkpoints:
     keep_best: tuple[str, str] | None = None,
     read_only: bool = False,
   ):
-    steps_folder = pathlib.Path(folder).expanduser().absolute() / 'checkpoints'
+    steps_folder = open_path(folder) / 'checkpoints'
     if read_only and not steps_folder.is_dir():
       raise FileNotFoundError(f'{steps_folder} not found: {folder} is not the workdir of a run')
     if not read_only:
@@ -173,6 +174,8 @@ class Checkpoints:
     return self._first_readable(read, step)[0]
 
   def has_reference(self) -> bool:
+    if is_url(self._reference):
+      return (self._reference / _COMMITTED).exists()
     return self._reference.is_dir()
 
   def save_reference(self, params: Params) -> None:
@@ -228,10 +231,17 @@ class Checkpoints:
     raise OSError(f'no readable checkpoint: {names}')
 
   def _move_aside(self, steps: Collection[int]) -> None:
-    """Frees the names of damaged checkpoints: the run will reach these steps again."""
+    """Frees the names of damaged checkpoints: the run will reach these steps again.
+
+    An object store cannot rename a folder. There they lose their marker, and Orbax deletes what
+    has none.
+    """
     for step in steps:
       self._keep.forget(step)
       if jax.process_index() == 0:
+        if is_url(self._steps_folder):
+          (self._path(step) / _COMMITTED).unlink()
+          continue
         aside = f'{step}.corrupt'
         count = len(list(self._steps_folder.glob(f'{aside}*')))
         self._path(step).rename(self._steps_folder / (f'{aside}.{count}' if count else aside))

@@ -7,10 +7,12 @@ on their standard error.
 import logging
 import os
 import socket
-from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import jax
+
+from jaxpref.storage import Growing
 
 FORM = '%(asctime)s %(levelname)s %(name)s: %(message)s'
 
@@ -21,17 +23,18 @@ class HostLog:
   With one process there is no file.
   """
 
-  _handler: logging.FileHandler | None = None
+  _handler: logging.StreamHandler | None = None
 
   def __enter__(self) -> 'HostLog':
     return self
 
-  def open(self, workdir: Path) -> None:
+  def open(self, workdir: Any) -> None:
     if jax.process_count() == 1:
       return
     index = jax.process_index()
     (workdir / 'logs').mkdir(exist_ok=True)
-    self._handler = logging.FileHandler(workdir / 'logs' / f'{index}.log', encoding='utf-8')
+    # Each message is flushed: they are few.
+    self._handler = logging.StreamHandler(Growing(workdir / 'logs' / f'{index}.log'))
     self._handler.setFormatter(logging.Formatter(FORM))
     logging.getLogger().addHandler(self._handler)
     where = f'{socket.gethostname()}, pid {os.getpid()}'

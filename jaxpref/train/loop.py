@@ -145,6 +145,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
         _report(run, clock, *pending)
         pending = None
       run.watch('checkpoint', n + 1)
+      run.writers.flush()
       run.checkpoints.save(n + 1, run.persist(state._replace(carry=carry)), run.meta, evaluated)
     if stopped:
       if run.checkpoints:

@@ -12,7 +12,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -82,12 +81,12 @@ def reference_batches(dataset: data.Dataset, size: int, groups: int, packing: Pa
   return Batches(part, -(-min(size, len(part)) // groups) * groups, None, 1, groups, packing)
 
 
-def write(folder: Path, found: Normalisation) -> None:
+def write(folder: Any, found: Normalisation) -> None:
   if jax.process_index() == 0:
     write_atomically(folder / FILE, json.dumps(dataclasses.asdict(found), indent=2) + '\n')
 
 
-def read(folder: Path) -> Normalisation | None:
+def read(folder: Any) -> Normalisation | None:
   """What stands in `folder`, None where nothing does.
 
   Raises:
@@ -106,7 +105,7 @@ def read(folder: Path) -> Normalisation | None:
   return found
 
 
-def of_step(folder: Path, step: int | None) -> Normalisation | None:
+def of_step(folder: Any, step: int | None) -> Normalisation | None:
   """What stands in a workdir, if it is of that step's checkpoint."""
   found = read(folder)
   return found if found and found.step == step else None

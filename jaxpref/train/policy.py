@@ -1,9 +1,9 @@
 """Finds what a config calls a model: a preset, a Hugging Face folder or a run's workdir."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxpref import hosts, models
 from jaxpref.data.tokenizer import Tokenizer, load_tokenizer
 from jaxpref.models import Model
+from jaxpref.storage import is_url, open_path, write_atomically
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.workdir import read_config
 from jaxpref.typing import Params
@@ -121,7 +122,7 @@ def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
   A preset gets the tokenizer's vocabulary: it has no trained rows to keep.
   """
   if is_workdir(spec):
-    base = Path(spec).expanduser() / BASE
+    base = open_path(spec) / BASE
     if (base / 'config.json').is_file():
       config = models.hf.read_config(base)[0]
     else:
@@ -136,47 +137,45 @@ def architecture(spec: str, tokenizer: Tokenizer) -> models.Config:
 def find_tokenizer(spec: str, tokenizer: str = '') -> Tokenizer:
   """The tokenizer called `tokenizer`, or by default the one that goes with the model `spec`."""
   if is_workdir(spec):
-    kept = Path(spec).expanduser() / BASE / 'tokenizer'
+    kept = open_path(spec) / BASE / 'tokenizer'
     if kept.is_dir() and not tokenizer:
       return load_tokenizer(kept)
     config = read_config(spec)
     return find_tokenizer(config.model, tokenizer or config.tokenizer)
-  if not spec.startswith(PRESET) and not (Path(spec).expanduser() / 'config.json').is_file():
+  local = not is_url(spec) and (Path(spec).expanduser() / 'config.json').is_file()
+  if not spec.startswith(PRESET) and not local:
     raise FileNotFoundError(
       f'no model at {spec!r}: expected preset:<name> ({", ".join(models.PRESETS)}), a Hugging Face '
-      "folder (with config.json) or a training run's workdir (with checkpoints/)"
+      "folder on a disk (with config.json) or a training run's workdir (with checkpoints/)"
     )
   return load_tokenizer(tokenizer or ('byte' if spec.startswith(PRESET) else spec))
 
 
-def remember(workdir: Path, spec: str, tokenizer: Tokenizer, *, heads: int = 0) -> None:
+def remember(workdir: Any, spec: str, tokenizer: Tokenizer, *, heads: int = 0) -> None:
   """Keeps what describes the model in the workdir, so that it outlives the folder it came from.
 
   `heads`: how many scores the run gives it in place of its head.
   """
   base = workdir / BASE
-  if base.is_dir():
+  if (base / 'config.json').is_file() or (base / 'preset').is_file():
     return
   config = architecture(spec, tokenizer)
-  half = Path(tempfile.mkdtemp(dir=workdir, prefix=f'.{BASE}-'))
-  tokenizer.save(half / 'tokenizer')
-  if config.source:
-    (half / 'config.json').write_text(config.source, encoding='utf-8')
+  tokenizer.save(base / 'tokenizer')
+  if heads:
+    write_atomically(base / SCORES, f'{heads}\n')
+  if config.source:  # one of these two comes last, for it says that the others are whole
+    write_atomically(base / 'config.json', config.source)
   else:
     while is_workdir(spec):
       spec = _origin(spec)
-    (half / 'preset').write_text(spec, encoding='utf-8')
-  if heads:
-    (half / SCORES).write_text(f'{heads}\n')
-  half.chmod(0o755)
-  half.rename(base)
+    write_atomically(base / 'preset', spec)
 
 
 def _origin(workdir: str) -> str:
   """What a run started from: the preset that its workdir keeps, else what its config names."""
-  kept = Path(workdir).expanduser() / BASE / 'preset'
+  kept = open_path(workdir) / BASE / 'preset'
   return kept.read_text(encoding='utf-8') if kept.is_file() else read_config(workdir).model
 
 
 def is_workdir(spec: str) -> bool:
-  return (Path(spec).expanduser() / 'checkpoints').is_dir()
+  return (open_path(spec) / 'checkpoints').is_dir()

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -13,6 +12,7 @@ from jaxpref.data.tokenizer import Tokenizer
 from jaxpref.models import Model
 from jaxpref.rollout.reward_models import RewardModel
 from jaxpref.rollout.steps import REDUCTIONS, Steps
+from jaxpref.storage import open_path
 from jaxpref.train import normalisation, policy
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.normalisation import Normalisation
@@ -128,7 +128,7 @@ def makers(mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> dict[str, Callable]
 
 
 def _known(path: str) -> Normalisation | None:
-  folder = Path(path).expanduser()
+  folder = open_path(path)
   if not policy.is_workdir(path):
     return normalisation.read(folder)
   checkpoints = Checkpoints(path, read_only=True)

@@ -1,4 +1,4 @@
-"""The folder of one run, and the promise that it holds one run only.
+"""The folder of one run, on a disk or at gs://, and the promise that it holds one run only.
 
   config.json      the configuration, sorted; written once, before anything else
   metrics.jsonl    one line a logged step (writers.py)
@@ -14,7 +14,6 @@ Running the same command again resumes; running another one in the same folder i
 
 import json
 import os
-import pathlib
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ import jax
 import ml_collections
 from absl import logging
 
-from jaxpref.storage import check_writable, write_atomically
+from jaxpref.storage import check_writable, open_path, write_atomically
 
 # May differ when a run resumes: what is reported and kept, and what moves results by rounding only
 # (where and in which pieces the same step is computed).
@@ -35,15 +34,15 @@ GROWING = ('steps', 'epochs')
 class Workdir(NamedTuple):
   """`path` of the run; `reopened` tells whether an earlier run of the same config was here."""
 
-  path: pathlib.Path
+  path: Any  # as `storage.open_path` gives it
   reopened: bool
 
   @property
-  def metrics(self) -> pathlib.Path:
+  def metrics(self) -> Any:
     return self.path / 'metrics.jsonl'
 
   @property
-  def tensorboard(self) -> pathlib.Path:
+  def tensorboard(self) -> Any:
     return self.path / 'tensorboard'
 
 
@@ -54,12 +53,7 @@ def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> Workdir:
   values; keys under FREE may differ and those in GROWING may grow. Raises OSError where the folder
   cannot be made or written. Processes other than 0 write nothing, and come after it.
   """
-  if '://' in os.fspath(path):
-    raise ValueError(
-      f'workdir {os.fspath(path)!r} is a URL; jaxpref writes to folders: mount the bucket '
-      '(gcsfuse for gs://) and give the mounted path'
-    )
-  folder = pathlib.Path(path).expanduser().absolute()
+  folder = open_path(path)
   now = _plain(config)
   file = folder / 'config.json'
   reopened = file.exists()
@@ -83,13 +77,13 @@ def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> Workdir:
 
 def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
   """The configuration of the run in folder `path`; lists and tuples come back as tuples."""
-  file = pathlib.Path(path).expanduser() / 'config.json'
+  file = open_path(path) / 'config.json'
   if not file.exists():
     raise FileNotFoundError(f'{file} not found: {os.fspath(path)} is not the workdir of a run')
   return ml_collections.ConfigDict(_tuples(_read(file)))
 
 
-def _refuse_other(file: pathlib.Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+def _refuse_other(file: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
   old, new = dict(_flat(before)), dict(_flat(now))
   lines = []
   for key in sorted(old.keys() | new.keys()):
@@ -132,7 +126,7 @@ def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
   return json.loads(json.dumps(values))
 
 
-def _read(file: pathlib.Path) -> dict[str, Any]:
+def _read(file: Any) -> dict[str, Any]:
   try:
     return json.loads(file.read_text(encoding='utf-8'))
   except ValueError as error:

@@ -6,19 +6,22 @@ written about those steps, so that every step stands once in each file.
 
 import json
 import math
-import pathlib
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 
-from jaxpref.storage import Growing, before, write_atomically
+from jaxpref.storage import Growing, before, is_url, open_path, write_atomically
 from jaxpref.train.workdir import Workdir
 
 
 class Writer(Protocol):
   def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+  def flush(self) -> None:
+    """Comes before each checkpoint: what was written of the steps before it has to last."""
 
   def close(self) -> None: ...
 
@@ -32,6 +35,10 @@ class Writers:
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     for writer in self.writers:
       writer.write(step, metrics)
+
+  def flush(self) -> None:
+    for writer in self.writers:
+      writer.flush()
 
   def close(self) -> None:
     for writer in self.writers:
@@ -65,30 +72,33 @@ class JsonLines:
   """One JSON object a line: `step` and the metrics.
 
   Floats round-trip exactly; nan and infinities, which JSON lacks, are the strings 'nan', 'inf' and
-  '-inf'. Every line reaches the file at once.
+  '-inf'. Every line reaches a file at once; at gs:// the object is written anew by `flush`.
   """
 
-  def __init__(self, path: pathlib.Path, resume_step: int = 0):
+  def __init__(self, path: Any, resume_step: int = 0):
     self._file = Growing(path, before('step', resume_step + 1))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     line = {'step': int(step)} | {name: _jsonable(value) for name, value in metrics.items()}
     self._file.write(json.dumps(line, allow_nan=False) + '\n')
 
-  def close(self) -> None:
+  def flush(self) -> None:
     self._file.flush()
 
+  def close(self) -> None:
+    self.flush()
 
-def read_metrics(path: str | pathlib.Path) -> list[dict[str, float]]:
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
   """The lines of a `metrics.jsonl`; what a killed run left half-written is skipped."""
-  text = pathlib.Path(path).read_text(encoding='utf-8', errors='replace')
+  text = open_path(path).read_bytes().decode(errors='replace')
   return [line for line in map(_parse, text.splitlines()) if line is not None]
 
 
 class TensorBoard:
   """Event files; a reader drops earlier events from `resume_step` + 1 on."""
 
-  def __init__(self, folder: pathlib.Path, resume_step: int = 0):
+  def __init__(self, folder: Any, resume_step: int = 0):
     import tensorboardX  # slow to import, and only runs need it
 
     # The suffix keeps apart files opened in the same second, which is all that names them else.
@@ -100,6 +110,9 @@ class TensorBoard:
     for name, value in metrics.items():
       self._writer.add_scalar(name, float(value), int(step))
 
+  def flush(self) -> None:
+    self._writer.flush()
+
   def close(self) -> None:
     self._writer.close()
 
@@ -110,7 +123,7 @@ class Wandb:
   After a resume the service ignores the steps that it already has; they are the same.
   """
 
-  def __init__(self, folder: pathlib.Path, project: str, config: Mapping[str, Any]):
+  def __init__(self, folder: Any, project: str, config: Mapping[str, Any]):
     try:
       import wandb
     except ImportError:
@@ -126,12 +139,15 @@ class Wandb:
       name=folder.name,
       id=known.read_text(encoding='utf-8'),
       resume='allow',
-      dir=str(folder),
+      dir=None if is_url(folder) else str(folder),
       config=dict(config),
     )
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     self._run.log({name: float(value) for name, value in metrics.items()}, step=int(step))
+
+  def flush(self) -> None:
+    pass
 
   def close(self) -> None:
     self._run.finish()
