@@ -65,11 +65,6 @@ def prepare(
     config, actor, functools.partial(policy.describe, tokenizer=tokenizer)
   )
   place = functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh))
-  if c.prompts % sharding.groups(own.sampler):
-    raise ValueError(
-      f'rollout.prompts={c.prompts} must be a multiple of the {sharding.groups(own.sampler)} '
-      'groups of devices that sample'
-    )
   sampler = sampler_of(config, actor, train_prompts, tokenizer, own.sampler)
   scorer = Scorer(terms, tokenizer, timeout=c.timeout, missing_eos=c.missing_eos, stop=c.stop)
   narrow = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(actor.dtype), brought_in(params)))
@@ -212,6 +207,11 @@ def check_roles(
   terms: Sequence[rewards.Term],
 ) -> None:
   """Raises ValueError for devices that would have nothing to do, or not enough each."""
+  if rounds.prompts % sharding.groups(own.sampler):
+    raise ValueError(
+      f'rollout.prompts={rounds.prompts} must be a multiple of the {sharding.groups(own.sampler)} '
+      'groups of devices that sample'
+    )
   if own.rewards is not own.training and not any(reward_bytes(term) for term in terms):
     raise ValueError(
       f'rollout.reward_devices={own.rewards.size}, and no reward is a model that lives on devices'

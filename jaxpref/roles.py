@@ -7,8 +7,8 @@ them go host arrays (samples, log-probs, scores), and to the sampler the policy'
 are resharded.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 
 from jaxpref import sharding
 
-Device = TypeVar('Device')
 KEYS = {'reference': 'reference_devices', 'rewards': 'reward_devices', 'sampler': 'devices'}
 # The sampler's devices hold all parameters each, the others' shards of them.
 AXES = {'reference': {'fsdp': -1}, 'rewards': {'fsdp': -1}, 'sampler': {'data': -1}}
@@ -41,7 +40,7 @@ def counts(config: ConfigDict) -> dict[str, int]:
   return {role: config.rollout[key] if config.rewards else 0 for role, key in KEYS.items()}
 
 
-def trainers(config: ConfigDict, devices: Sequence[Device]) -> Sequence[Device]:
+def trainers(config: ConfigDict, devices: Sequence[jax.Device]) -> Sequence[jax.Device]:
   """The devices that are left to train.
 
   Raises:
@@ -61,10 +60,7 @@ def trainers(config: ConfigDict, devices: Sequence[Device]) -> Sequence[Device]:
 
 
 def divide(
-  config: ConfigDict,
-  training: Any,
-  devices: Sequence[Any] | None = None,
-  make_mesh: Callable[..., Any] = sharding.make_mesh,
+  config: ConfigDict, training: Mesh, devices: Sequence[jax.Device] | None = None
 ) -> Roles:
   """Every role's mesh; `training` is of those `devices` (default: all) that `trainers` left."""
   devices = jax.devices() if devices is None else devices
@@ -72,5 +68,5 @@ def divide(
   rest = devices[len(devices) - sum(asked.values()) :]
   for role, count in asked.items():
     own, rest = rest[:count], rest[count:]
-    meshes[role] = make_mesh(AXES[role], own) if count else training
+    meshes[role] = sharding.make_mesh(AXES[role], own) if count else training
   return Roles(training, **meshes)

@@ -11,14 +11,13 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxpref.typing import Params
 
 AXES = ('data', 'fsdp', 'context', 'tensor')
 GROUPS = ('data', 'fsdp')  # the axes that G is divided over
-TYPES = (AxisType.Auto,) * len(AXES)
 
 Rules = Sequence[tuple[str, P]]
 
@@ -55,13 +54,7 @@ def make_mesh(
   slices = _slices(devices, sizes.get('slices', 1))
   shape = tuple(axis_sizes(sizes, len(devices)).values())
   array = np.array([device for one in slices for device in one]).reshape(shape)
-  return Mesh(array, AXES, axis_types=TYPES)
-
-
-def abstract_mesh(sizes: Mapping[str, int], devices: Sequence[object]) -> AbstractMesh:
-  """What `make_mesh` makes, of devices that are only counted."""
-  shape = axis_sizes(sizes, len(devices))
-  return AbstractMesh(tuple(shape.values()), AXES, axis_types=TYPES)
+  return Mesh(array, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:

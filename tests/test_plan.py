@@ -1,12 +1,15 @@
 """Plans: arithmetic on shapes against numbers by hand; what is compiled against the arithmetic."""
 
+import dataclasses
 import json
 
 import jax
 import pytest
 
+from jaxpref import models
 from jaxpref.cli import configs
 from jaxpref.cli import main as cli
+from jaxpref.data import load_tokenizer
 from jaxpref.plan import batch, chips, planned, report, search
 
 TINY = {
@@ -67,10 +70,12 @@ def test_tokens_are_counted_once_and_cost_follows_the_price():
 
 
 def test_the_step_is_compiled_and_counted(monkeypatch):
-  """The same path as for a TPU, with this machine's devices in its place."""
-  monkeypatch.setattr(chips, 'devices', lambda topology: jax.devices()[:8])
+  """The same path as for two slices of TPUs, with this machine's devices in their place."""
+  monkeypatch.setattr(chips, 'devices', lambda topology, slices: jax.devices()[:8])
   monkeypatch.setattr(chips, 'versions', dict)
-  estimated, found = plan(), plan(analytic=False)
+  estimated, found = (
+    plan('v5e:2x2', analytic=analytic, **{'mesh.slices': 2}) for analytic in (True, False)
+  )
   assert found.source == 'compiled'
   assert found.useful == estimated.useful
   assert found.useful < found.flops < 2 * estimated.flops
@@ -79,11 +84,14 @@ def test_the_step_is_compiled_and_counted(monkeypatch):
   assert found.memory['batch and outputs'] < state  # the state is donated, not held twice
   assert found.messages['all-gather'][1] > 0
   assert found.wire > 0 and found.traffic > 0
+  # Here gradients are summed in float32, those of the embedding and the norms whole.
+  assert found.messages['all-reduce between slices'][1] > 0
+  assert estimated.far < found.far < 4 * estimated.far
 
 
 @pytest.mark.slow
 def test_an_online_run_is_compiled_with_its_sampler(monkeypatch):
-  monkeypatch.setattr(chips, 'devices', lambda topology: jax.devices()[:8])
+  monkeypatch.setattr(chips, 'devices', lambda topology, slices: jax.devices()[:8])
   monkeypatch.setattr(chips, 'versions', dict)
   values = {'rollout.prompts': 16, 'rollout.minibatches': 2, 'batch.row_lengths': ()}
   config = planned.with_values(configs.load('ppo:tiny'), TINY | values | {'rollout.kl': 0.1})
@@ -101,7 +109,8 @@ def test_ppo_holds_a_critic_and_a_reference():
 
   def memory(**more):
     config = planned.with_values(configs.load('ppo:tiny'), TINY | values | more)
-    return planned.make(config, chips.parse('v5e:2x4'), LENGTHS, analytic=True).memory
+    found = planned.make(config, chips.parse('v5e:2x4'), LENGTHS, analytic=True)
+    return found.memory | found.sampling
 
   whole, shared = memory(), memory(**{'rollout.critic': 'shared'})
   assert whole['parameters'] > 1.8 * shared['parameters']
@@ -111,6 +120,93 @@ def test_ppo_holds_a_critic_and_a_reference():
   # 64 samples of 12; and how full each of the two caches is.
   token = 2 * 2 * 2 * 16 * 2 + 3 * 4
   assert whole['its cache'] == (token * (16 * 32 + 64 * 12) + 2 * 4) / 8
+
+
+def online(topology='v5e:2x4', **values):
+  changed = TINY | {'rollout.prompts': 16, 'batch.row_lengths': ()} | values
+  config = planned.with_values(configs.load('grpo:tiny'), changed)
+  return planned.make(config, chips.parse(topology), LENGTHS, analytic=True)
+
+
+def bytes_of(shapes):
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+
+def test_roles_hold_what_is_theirs_on_chips_of_their_own():
+  together = online(**{'rollout.kl': 0.1})
+  apart = online(
+    **{'rollout.kl': 0.1, 'rollout.devices': 2, 'rollout.reference_devices': 2, 'mesh.fsdp': 4}
+  )
+  assert together.chips == apart.chips == 8
+  assert together.mesh['fsdp'] == 8 and apart.mesh['fsdp'] == 4 and not together.roles
+  assert {role: count for role, (count, _) in apart.roles.items()} == {'reference': 2, 'sampler': 2}
+  assert 'reference' in together.memory and 'reference' not in apart.memory
+  assert not apart.sampling and apart.ahead is False
+  shapes = models.Model(models.preset('tiny')).param_shapes()
+  whole, halves = bytes_of(shapes), apart.roles['reference'][1]['reference']
+  assert whole / 2 < halves < 0.51 * whole  # norms are not divided
+  sampler = apart.roles['sampler'][1]
+  assert sampler['the sampler'] == whole / 2  # all of it, in bfloat16
+  assert sampler['its cache'] == 4 * together.sampling['its cache']  # 2 chips in place of 8
+  shown = '\n'.join(report.lines(apart))
+  assert '8 chips as fsdp=4, 2 for reference, 2 for sampler' in shown
+  assert 'memory of each of 2 chips for sampler alone' in shown
+  with pytest.raises(ValueError, match='leave at least one to train'):
+    online(**{'rollout.devices': 8})
+  with pytest.raises(ValueError, match='nothing reads a reference'):
+    online(**{'rollout.reference_devices': 4, 'objective': 'grpo()', 'rollout.kl': 0.0})
+
+
+def test_a_role_that_does_not_fit_is_said():
+  found = online(
+    **{'rollout.devices': 4, 'model': 'preset:llama3-8b', 'rollout.max_new_tokens': 2048}
+  )
+  assert not found.fits  # 16 GB of parameters in bfloat16 on each that samples, and its cache
+  assert sum(found.roles['sampler'][1].values()) > found.capacity
+  assert 'more than 4 chips for sampler' in report.advice(found)
+
+
+def test_reward_models_are_counted_where_they_live(tmp_path):
+  shape = dataclasses.replace(models.preset('tiny', vocab_size=259), num_labels=1)
+  models.save_hf(tmp_path / 'rm', *models.init(shape, jax.random.key(0)), load_tokenizer('byte'))
+  text = f"minimum(reward_model('{tmp_path / 'rm'}'), reward_model('{tmp_path / 'rm'}'))"
+  whole = 2 * bytes_of(models.Model(shape).param_shapes())
+  here = online(rewards=text).memory['reward models']
+  assert whole / 8 < here < 1.1 * whole / 8
+  there = online(**{'rewards': text, 'rollout.reward_devices': 1, 'mesh.fsdp': 1, 'mesh.data': 7,
+                    'rollout.prompts': 14})  # fmt: skip
+  assert there.roles == {'rewards': (1, {'reward models': whole})}
+  assert 'reward models' not in there.memory
+
+
+def test_a_chip_does_not_sample_and_learn_at_once_unless_ahead():
+  after, ahead = online(), online(**{'rollout.ahead': 1})
+  step = sum(size for name, size in after.memory.items() if name not in planned.HELD)
+  sampling = sum(after.sampling.values())
+  assert ahead.total - after.total == pytest.approx(min(step, sampling))
+
+
+def test_gradients_alone_cross_between_slices():
+  """Two slices of 4 chips: a chip's share of bfloat16 gradients goes to its like in the other."""
+  one, two = plan('v5e:2x2'), plan('v5e:2x2', **{'mesh.slices': 2})
+  assert two.chips == 8 and two.mesh['data'] == 2 and two.mesh['fsdp'] == 4
+  assert one.far == 0 and set(one.messages) == {'all-gather', 'all-reduce'}
+  assert set(two.messages) == {'all-gather', 'all-reduce between slices'}
+  # Of 4 devices a slice each sends a quarter, half of it twice: reduced, then given back.
+  assert two.far == 2 * two.parameters / 4
+  assert two.bounds['slices'] == two.far / 3.125e9 and 'slices' not in one.bounds
+  assert 'sent by a chip to other slices' in '\n'.join(report.lines(two))
+
+
+def test_what_the_compiler_refuses_does_not_fit(monkeypatch):
+  found = planned.refused(
+    plan(), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Ran out: temporaries (71.17G) exceeds')
+  )
+  assert not found.fits and found.memory[planned.AT_WORK] == 71.17 * chips.GIB
+  shown = '\n'.join(report.lines(found))
+  assert 'the compiler refuses it: Ran out' in shown and 'remat=full' in shown
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+    planned.refused(plan(), jax.errors.JaxRuntimeError('INTERNAL: of another kind'))
 
 
 def test_scores_take_the_place_of_the_head():

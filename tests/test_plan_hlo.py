@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxpref import sharding
-from jaxpref.plan import costs, hlo
+from jaxpref.plan import costs, hlo, messages
 
 
 def text_of(f, *shapes, **options):
@@ -200,6 +200,60 @@ def test_messages_between_devices():
     'reduce-scatter': (8 * 16 * 4, 8, 1),
     'all-reduce': (8 * 8 * 4, 8, 1),
   }
+
+
+@pytest.mark.parametrize(
+  ('groups', 'first', 'slices'),
+  [
+    ('replica_groups={{0,4},{1,5}}', (0, 4), 2),
+    ('replica_groups=[2,4]<=[8]', (0, 1, 2, 3), 1),
+    ('replica_groups=[4,2]<=[2,4]T(1,0)', (0, 4), 2),
+    ("replica_groups=mesh['x'=2,'y'=4] {'y'}", (0, 1, 2, 3), 1),
+    ("replica_groups=mesh['x'=2,'y'=4] {'x'}", (0, 4), 2),
+    ("replica_groups=mesh['x'=2,'y'=4] {'x','y':(1)2}", (0, 2, 4, 6), 2),  # halves of y
+    ("replica_groups=mesh['x'=2,'y'=4] {'y':(2)2}", (0, 1), 1),  # within a half
+    # Places 0, 1, 2 ... of these meshes are devices 0, 4, 1, 5, 2, ...
+    ("replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'x'}", (0, 1, 2, 3), 1),
+    ("replica_groups=mesh['x'=4,'y'=2], device_ids=([2,4]T(1,0)) {'y'}", (0, 4), 2),
+    ("replica_groups=mesh['x'=4,'y'=2], device_ids=(0,4,1,5,2,6,3,7) {'y'}", (0, 4), 2),
+  ],
+)
+def test_a_message_between_slices_is_told_by_its_group(groups, first, slices):
+  """8 devices in slices of 4; an all-reduce of 64 bytes."""
+  text = f"""\
+HloModule by_hand
+
+ENTRY %main (x: f32[16]) -> f32[16] {{
+  %x = f32[16]{{0}} parameter(0)
+  ROOT %sum = f32[16]{{0}} all-reduce(%x), channel_id=1, {groups}, use_global_device_ids=true
+}}
+"""
+  (instruction,) = (
+    step.instruction for step in hlo.read(text).steps() if step.instruction.opcode == 'all-reduce'
+  )
+  assert messages.members(instruction) == first
+  (found,) = costs.count(text, slice_size=4).collectives
+  assert (found.group, found.slices) == (len(first), slices)
+  near = len(first) // slices  # devices of one slice share what crosses
+  assert found.wire == 2 * 64 * (near - 1) / near
+  assert found.far == 2 * 64 / near * (slices - 1) / slices
+  kind = 'all-reduce' if slices == 1 else 'all-reduce between slices'
+  assert messages.by_kind([found]) == {kind: (1, 64)}
+
+
+@pytest.mark.parametrize(('pairs', 'slices'), [('{0,1},{1,0}', 1), ('{0,1},{3,4}', 2)])
+def test_a_permutation_crosses_where_one_of_its_pairs_does(pairs, slices):
+  text = f"""\
+HloModule by_hand
+
+ENTRY %main (x: f32[16]) -> f32[16] {{
+  %x = f32[16]{{0}} parameter(0)
+  ROOT %y = f32[16]{{0}} collective-permute(%x), channel_id=1, source_target_pairs={{{pairs}}}
+}}
+"""
+  (found,) = costs.count(text, slice_size=4).collectives
+  assert (found.group, found.slices) == (2, slices)
+  assert (found.wire, found.far) == ((64, 0) if slices == 1 else (0, 64))
 
 
 def test_memory_traffic_of_an_update_in_place_is_what_it_puts_in():

@@ -10,17 +10,19 @@ import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-from jaxpref.plan.hlo import HBM, HOST, Array, Computation, Instruction, Program, Step, read
-
-KINDS = (
-  'all-gather',
-  'all-reduce',
-  'reduce-scatter',
-  'all-to-all',
-  'ragged-all-to-all',
-  'collective-permute',
-  'collective-broadcast',
+from jaxpref.plan.hlo import (
+  HBM,
+  HOST,
+  Array,
+  Computation,
+  Instruction,
+  Program,
+  Step,
+  numbers,
+  read,
 )
+from jaxpref.plan.messages import KINDS, Collective, by_kind, collective
+
 KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton', 'mosaic_gpu')  # written by hand
 # Neither read nor write memory themselves.
 _FREE = {
@@ -29,33 +31,6 @@ _FREE = {
   'optimization-barrier', 'iota', *(f'{kind}-done' for kind in KINDS),
 }  # fmt: skip
 _IN_PLACE = ('AllocateBuffer', 'AsyncCollectiveDone', 'ConcatBitcast', 'AssumeGatherIndicesInBound')
-
-
-class Collective(NamedTuple):
-  """A message between devices, or several alike.
-
-  Its size is that of the whole array, on one device: what all-gather gives, what all-reduce and
-  reduce-scatter take.
-  """
-
-  kind: str
-  arrays: tuple[Array, ...]  # what it gives; several may travel as one message
-  size: int  # bytes of one
-  group: int  # devices that take part together
-  times: float
-  op_name: str
-
-  @property
-  def bytes(self) -> float:
-    return self.size * self.times
-
-  @property
-  def wire(self) -> float:
-    """Bytes that a device sends, at least: on a ring, all but its own share."""
-    share = (self.group - 1) / self.group
-    if self.kind == 'collective-permute':
-      return self.bytes
-    return self.bytes * share * (2 if self.kind == 'all-reduce' else 1)
 
 
 class Costs(NamedTuple):
@@ -73,24 +48,22 @@ class Costs(NamedTuple):
   unknown: tuple[str, ...]
 
   def by_kind(self) -> dict[str, tuple[float, float]]:
-    """kind -> (count, bytes), as in `Collective`."""
-    found: dict[str, tuple[float, float]] = {}
-    for one in self.collectives:
-      count, total = found.get(one.kind, (0, 0))
-      found[one.kind] = count + one.times, total + one.bytes
-    return found
+    """As `messages.by_kind`."""
+    return by_kind(self.collectives)
 
 
 def count(
   program: str | Program,
   unknown: float = 1,
   price: Callable[[Instruction], float | None] = lambda one: None,
+  slice_size: int = 0,
 ) -> Costs:
   """The costs of a program, given as `compiled.as_text()` or read already.
 
   Args:
     unknown: turns of a loop that only running it would tell, such as a sampler's.
     price: the FLOPs of one call of a kernel that does not say them; None where it is not known.
+    slice_size: devices of a slice, which follow one another; 0: there is one slice.
   """
   program = read(program) if isinstance(program, str) else program
   flops = hbm = host = 0.0
@@ -102,7 +75,7 @@ def count(
       loops.append(one.op_name or one.name)
     if one.opcode in ('dot', 'convolution', 'ragged-dot'):
       flops += step.times * product_flops(one, step.computation)
-    elif one.opcode == 'custom-call' and _target(one) in KERNELS:
+    elif one.opcode == 'custom-call' and one.target in KERNELS:
       said = _estimate(one)
       said = price(one) if said is None else said
       name = one.op_name.rpartition('/')[2] or one.name
@@ -110,7 +83,7 @@ def count(
       total = None if said is None or known is None else known + step.times * said
       kernels[name] = times + step.times, total
       flops += step.times * (said or 0)
-    elif message := collective(step, program):
+    elif message := collective(step, slice_size):
       messages.append(message)
     if not step.fused:
       hbm += step.times * _traffic(program, step, HBM)
@@ -129,7 +102,7 @@ def product_flops(one: Instruction, where: Computation) -> int:
   result = one.arrays[0].shape
   if one.opcode == 'convolution':
     return 2 * _convolution(one, left, right, result)
-  contracted = [left[i] for i in _numbers(one.attribute('lhs_contracting_dims'))]
+  contracted = [left[i] for i in numbers(one.attribute('lhs_contracting_dims'))]
   return 2 * math.prod(result) * math.prod(contracted)
 
 
@@ -175,57 +148,6 @@ def _window(text: str, name: str, axis: int, default: str) -> str:
   return match[1].split('x')[axis] if match else default
 
 
-def _numbers(text: str) -> list[int]:
-  return [int(number) for number in text.split(',') if number.strip()]
-
-
-def collective(step: Step, program: Program) -> Collective | None:
-  """The message that a step sends; None for all else, and for the later parts of one begun before.
-
-  On a TPU a message is often laid over several fusions: each repeats the instruction, and only the
-  first starts it. And what an all-reduce gives may be cut up at once, in one fusion: that is a
-  reduce-scatter.
-  """
-  one, where = step.instruction, step.computation
-  kind = one.opcode.removesuffix('-start')
-  if kind not in KINDS:
-    return None
-  inside = where.instructions.values()
-  if step.fused and 'chain_id=' in one.rest:
-    if not any(_target(other) == 'AsyncCollectiveStart' for other in inside):
-      return None
-  if step.fused and kind == 'all-reduce':
-    parts = {x.name for x in inside if x.opcode == 'get-tuple-element' and one.name in x.operands}
-    users = [x for x in inside if ({one.name} | parts) & {*x.operands} and x.name not in parts]
-    if users and all(user.opcode == 'dynamic-slice' for user in users):
-      kind = 'reduce-scatter'
-  given = [array for name in one.operands for array in where.instructions[name].arrays]
-  taken, made = (sum(array.bytes for array in part) for part in (given, one.arrays))
-  if one.opcode.endswith('-start') and kind in ('all-gather', 'collective-permute'):
-    made -= taken  # its tuple holds the operands too
-  size = taken if kind == 'reduce-scatter' else made
-  return Collective(kind, one.arrays, size, group_size(one), step.times, one.op_name)
-
-
-def group_size(one: Instruction) -> int:
-  """How many devices a collective joins; for a permutation how many pairs there are."""
-  if pairs := re.search(r'source_target_pairs=\{(.*?)\}(?:,|$|\s)', one.rest):
-    return pairs[1].count('{') or 1
-  if plain := re.search(r'replica_groups=\{\{([\d,]*)\}', one.rest):
-    return len(_numbers(plain[1]))
-  if iota := re.search(r'replica_groups=\[(\d+),(\d+)\]', one.rest):
-    return int(iota[2])
-  if named := re.search(r'replica_groups=mesh\[(.*?)\]\s*\{(.*?)\}', one.rest):
-    sizes = dict(re.findall(r"'([^']+)'=(\d+)", named[1]))
-    axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", named[2])
-    return math.prod(int(part or sizes[axis]) for axis, part in axes)
-  return 1
-
-
-def _target(one: Instruction) -> str:
-  return re.sub('"', '', one.attribute('custom_call_target')) if one.opcode == 'custom-call' else ''
-
-
 def _estimate(one: Instruction) -> float | None:
   said = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', one.rest)
   return float(said[1]) if said else None
@@ -238,7 +160,7 @@ def _traffic(program: Program, step: Step, space: int) -> int:
   fusions.
   """
   one, where = step.instruction, step.computation
-  if one.opcode in _FREE or _target(one) in _IN_PLACE:
+  if one.opcode in _FREE or one.target in _IN_PLACE:
     return 0
   if one.opcode == 'fusion':
     (inner,) = one.called['calls']

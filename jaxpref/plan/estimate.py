@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxpref.log_probs import ActorCritic, policy_of
 from jaxpref.models import Model
+from jaxpref.plan.messages import Collective
 from jaxpref.program import Program
 from jaxpref.train.throughput import train_flops, work
 from jaxpref.typing import Batch
@@ -38,12 +39,12 @@ def sizes(batch: Batch, chunk: int) -> Sizes:
   )
 
 
-def state_bytes(program: Program, *, live: bool) -> tuple[dict[str, int], int]:
+def state_bytes(program: Program, *, live: bool) -> tuple[dict[str, float], float]:
   """(bytes of a chip's memory by part, bytes of the host's memory), of what a step is given."""
   state = program.state
   reference = program.reference if live or state.reference is not None else None
   parts = dict(zip(STATE, (state.params, state.opt_state, state.ema, reference), strict=True))
-  near = {name: bytes_of(tree) for name, tree in parts.items()}
+  near: dict[str, float] = {name: bytes_of(tree) for name, tree in parts.items()}
   return {k: v for k, v in near.items() if v}, sum(
     bytes_of(tree, host=True) for tree in parts.values()
   )
@@ -100,21 +101,17 @@ def flops(
 
 
 def messages(
-  model: Model, given: Sizes, mesh: Mapping[str, int], *, live: bool
-) -> dict[str, float]:
-  """Bytes by kind, as `costs.Collective` has them.
-
-  Weights are gathered for each pass over them and gradients summed once; with `tensor`, the output
-  of every sub-layer is summed forward, and the gradient of its input backward.
-  """
+  model: Model, given: Sizes, mesh: Mapping[str, int], *, live: bool, slices: int = 1
+) -> list[Collective]:
+  """Weights are gathered for each pass over them and gradients summed once; with `tensor`, the
+  output of every sub-layer is summed forward, and the gradient of its input backward."""
   c, width = model.config, np.dtype(model.dtype).itemsize
   count = sum(x.size for x in jax.tree.leaves(model.param_shapes())) / mesh['tensor']
-  found = {'all-gather': 0.0, 'all-reduce': 0.0}
-  if mesh['fsdp'] > 1:
-    found['all-gather'] = given.microbatches * (2 + live) * width * count
-  if mesh['fsdp'] * mesh['data'] > 1:
-    found['all-reduce'] = given.microbatches * width * count
-  if mesh['tensor'] > 1:
-    states = given.microbatches * given.tokens * c.width * width
-    found['all-reduce'] += (4 + 2 * live) * c.num_layers * states
-  return {kind: size for kind, size in found.items() if size}
+  states = given.tokens * c.width * width
+  passes, groups = given.microbatches, mesh['fsdp'] * mesh['data']
+  found = [
+    Collective('all-gather', (), width * count, mesh['fsdp'], passes * (2 + live)),
+    Collective('all-reduce', (), width * count, groups, passes, slices=slices),
+    Collective('all-reduce', (), states, mesh['tensor'], passes * (4 + 2 * live) * c.num_layers),
+  ]
+  return [one for one in found if one.group > 1]

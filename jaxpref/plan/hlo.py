@@ -57,6 +57,12 @@ class Instruction(NamedTuple):
     """Where it comes from, as jax names it."""
     return _attribute(self.rest, r'op_name="([^"]*)"')
 
+  @property
+  def target(self) -> str:
+    """What a custom call calls; '' for all else."""
+    name = self.attribute('custom_call_target') if self.opcode == 'custom-call' else ''
+    return name.strip('"')
+
   def attribute(self, name: str) -> str:
     """The value of `name={...}` or `name=value`, without its braces; '' where it is not there."""
     return _attribute(self.rest, rf'\b{name}=\{{([^}}]*)\}}') or _attribute(
@@ -167,6 +173,11 @@ def _dimensions(text: str) -> tuple[int, ...]:
 
 def _space(layout: str) -> int:
   return int(_attribute(layout, r'S\((\d+)\)') or HBM)
+
+
+def numbers(text: str) -> list[int]:
+  """[1, 2] of '1,2'."""
+  return [int(number) for number in text.split(',') if number.strip()]
 
 
 def _attribute(text: str, pattern: str) -> str:

@@ -3,6 +3,8 @@
 import dataclasses
 import datetime
 import importlib.metadata
+import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,24 +13,32 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxpref import models, offline, program, sharding
+from jaxpref import models, offline, program, roles, sharding
 from jaxpref.log_probs import ActorCritic
 from jaxpref.models import Model
 from jaxpref.objectives import parse
 from jaxpref.plan import batch as batches
-from jaxpref.plan import chips, costs, estimate, rollouts
+from jaxpref.plan import chips, costs, estimate, messages, rollouts
 from jaxpref.plan.chips import Topology
 from jaxpref.plan.hlo import Instruction
+from jaxpref.rollout.source import Online
 from jaxpref.train import anchor, critics, policy
 from jaxpref.train.throughput import work
 from jaxpref.typing import Batch
 
 STEPS = 1000  # of the run; only its schedule depends on it
+AT_WORK = 'activations and temporaries'
+HELD = (*estimate.STATE, *rollouts.STANDING)  # parts of memory that stay between steps
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """Per chip unless said; `memory` in bytes by part, `messages` kind -> (count, bytes)."""
+  """Per chip that trains unless said; memory in bytes by part, `messages` kind -> (count, bytes).
+
+  `memory` is that of a step. `sampling` is what a chip that trains holds on top of the parts in
+  `HELD` while it samples, between steps or, with `ahead`, during them. `roles` are chips that do
+  one thing alone: role -> how many, and the memory of each.
+  """
 
   model: str
   objective: str
@@ -53,24 +63,36 @@ class Plan:
   date: str
   price: float | None = None  # of a chip for an hour
   sampler: dict[str, Any] | None = None  # of an online run, as `rollouts.compiled` has it
+  slices: int = 1
+  far: float = 0.0  # bytes that a chip sends to other slices
+  sampling: dict[str, float] = dataclasses.field(default_factory=dict)
+  ahead: bool = False
+  roles: dict[str, tuple[int, dict[str, float]]] = dataclasses.field(default_factory=dict)
+  refusal: str = ''  # of the compiler, for what it finds too large
 
   @property
   def chips(self) -> int:
-    return int(np.prod(list(self.mesh.values())))
+    """All there are."""
+    return math.prod(self.mesh.values()) + sum(count for count, _ in self.roles.values())
 
   @property
   def total(self) -> float:
-    return sum(self.memory.values())
+    held = sum(size for name, size in self.memory.items() if name in HELD)
+    step, sampling = sum(self.memory.values()) - held, sum(self.sampling.values())
+    return held + (step + sampling if self.ahead else max(step, sampling))
 
   @property
   def fits(self) -> bool:
-    return self.total <= self.capacity
+    each = [self.total, *(sum(parts.values()) for _, parts in self.roles.values())]
+    return not self.refusal and max(each) <= self.capacity
 
   @property
   def bounds(self) -> dict[str, float]:
     """Seconds of a step, at least, by what they are spent on."""
     peaks = chips.parse(self.topology).peaks
     found = {'compute': self.flops / peaks.flops, 'links': self.wire / peaks.links}
+    if self.far:
+      found['slices'] = self.far / peaks.network
     if self.traffic is not None:
       found['memory'] = self.traffic / peaks.bandwidth
     return found
@@ -126,34 +148,38 @@ def make(
     ValueError: what a run would raise, or a topology that there is not.
     ImportError: the compiler for it is not installed.
   """
-  if not topology.tpu and not analytic:
-    analytic = True  # nobody but the GPU itself compiles for it
+  analytic = analytic or not topology.tpu  # nobody but a GPU itself compiles for it
   objective = parse(config.objective, imports=tuple(config.imports))
-  devices: Any = range(topology.chips) if analytic else chips.devices(topology)
-  make_mesh: Any = sharding.abstract_mesh if analytic else sharding.make_mesh
-  mesh = make_mesh(config.mesh.to_dict(), devices)
+  slices = config.mesh.slices
+  every = (chips.stand_ins if analytic else chips.devices)(topology, slices)
+  mesh: Any = sharding.make_mesh(config.mesh.to_dict(), roles.trainers(config, every))
+  own = roles.divide(config, mesh, every)
+  mesh = mesh.abstract_mesh if analytic else mesh
   shape, groups = dict(mesh.shape), sharding.groups(mesh)
   actor, live = describe(config, topology), anchor.in_state(config, objective)
-  online = bool(config.rewards)
-  if online:
+  source: Online | None = None
+  if config.rewards:
+    policy.check_writes(config.model, actor)
     model: Model | ActorCritic = critics.with_critic(config, actor, lambda spec: find(config, spec))
     source = rollouts.source(config, objective, model, tokens[0], mesh)
-    host_batch, standing = rollouts.batch(source), source.needs_reference
+    host_batch = rollouts.batch(source)
   else:
     model = actor = offline.with_scores(config, objective, actor)
     attached = config.reference == 'live' and anchor.is_read(objective)
     host_batch = batches.make(config, objective, tokens, groups, live=attached)
-    standing = False
   made = program.assemble(config, objective, model, STEPS, mesh, live=live)
   given = estimate.sizes(host_batch, made.chunk)
-  memory, host = estimate.state_bytes(made, live=live or standing)
-  if online:
-    memory['the sampler'] = rollouts.copy_bytes(actor, mesh)
-    memory['its cache'] = source.sampler.cache_bytes(config.rollout.prompts) // topology.chips
-  reference = ('live' if online else config.reference) + (' on the host' if host else '')
-  if not anchor.is_read(objective) and not standing:
-    reference = 'none'
-  flops, useful = estimate.flops(model, host_batch, topology.chips, live=live)
+  memory, host = estimate.state_bytes(made, live=live)
+  given_bytes = sum(memory.values())
+  sampling, apart = {}, {}
+  reference = config.reference if anchor.is_read(objective) else 'none'
+  if source is not None:
+    reference = 'live' if source.needs_reference or live else 'none'
+    held = rollouts.memory(config, objective, source, made, own, live=live)
+    host += held.host
+    memory |= held.standing
+    sampling, apart = held.sampling, held.roles
+  flops, useful = estimate.flops(model, host_batch, mesh.size, live=live)
   plan = Plan(
     model=config.model,
     objective=config.objective,
@@ -164,15 +190,15 @@ def make(
     tokens=work(host_batch).tokens,
     parameters=sum(x.size for x in jax.tree.leaves(model.param_shapes())),
     setting={
-      'lengths': [tokens[0], config.rollout.max_new_tokens] if online else list(tokens),
+      'lengths': [tokens[0], config.rollout.max_new_tokens] if source else list(tokens),
       'microbatches': given.microbatches,
       'rows': [list(rows.tokens.shape[2:]) for rows in host_batch.rows],
       'scored slots': given.scored,
       'remat': actor.remat or 'none',
-      'attention': actor.attention_name,
+      'attention': actor.attention_name if shape['context'] == 1 else 'divided',
       'dtype': np.dtype(actor.dtype).name,
       'moments': config.optimizer.dtype,
-      'reference': reference,
+      'reference': reference + ' on the host' * bool(host),
     },
     memory=memory | estimate.temporaries(actor, given, shape),
     host=host,
@@ -187,37 +213,73 @@ def make(
     versions={name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax')},
     date=str(datetime.date.today()),
     price=price,
+    slices=slices,
+    sampling=sampling,
+    ahead=bool(source and source.rounds.ahead),
+    roles=apart,
   )
   if analytic:
-    sent = estimate.messages(actor, given, shape, live=live)
+    sent = estimate.messages(actor, given, shape, live=live, slices=slices)
     return dataclasses.replace(
       plan,
-      messages={kind: (0, size) for kind, size in sent.items()},
-      wire=sum(size * (2 if kind == 'all-reduce' else 1) for kind, size in sent.items()),
+      messages={kind: (0, size) for kind, (_, size) in messages.by_kind(sent).items()},
+      wire=sum(one.wire for one in sent),
+      far=sum(one.far for one in sent),
     )
-  state = made.state._replace(reference=made.reference) if live else made.state
+  given_state = made.state._replace(reference=made.reference) if live else made.state
   arguments = batches.abstract(host_batch, sharding.batch_sharding(mesh))
   with jax.set_mesh(mesh):
-    began = time.monotonic()
-    compiled = made.step.lower(state, arguments, made.hparams).compile()
+    lowered, began = made.step.lower(given_state, arguments, made.hparams), time.monotonic()
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      return refused(plan, error)
     seconds = time.monotonic() - began
-  sampler = rollouts.compiled(source, mesh) if online else None
   text = compiled.as_text()
   keep(text)
-  found = costs.count(text, price=attention_price(actor, host_batch))
-  return dataclasses.replace(
+  slice_size = mesh.size // slices if slices > 1 else 0
+  price_of = attention_price(actor, host_batch)
+  found = costs.count(text, price=price_of, slice_size=slice_size)
+  plan = dataclasses.replace(
     plan,
     source='compiled',
-    memory=memory | compiled_memory(compiled.memory_analysis(), sum(memory.values())),
+    memory=memory | compiled_memory(compiled.memory_analysis(), given_bytes),
     flops=found.flops,
     traffic=found.hbm,
     messages=found.by_kind(),
     wire=sum(one.wire for one in found.collectives),
+    far=sum(one.far for one in found.collectives),
     kernels=found.kernels,
     compile_seconds=seconds,
     versions=plan.versions | chips.versions(),
-    sampler=sampler,
   )
+  return plan if source is None else with_sampler(plan, rollouts.compiled(source, own.sampler))
+
+
+def refused(plan: Plan, error: Exception) -> Plan:
+  """The plan of a program that its compiler finds too large; other errors are raised again."""
+  if 'RESOURCE_EXHAUSTED' not in str(error):
+    raise error
+  said = next(line for line in str(error).splitlines() if 'RESOURCE_EXHAUSTED' in line)
+  plan = dataclasses.replace(plan, refusal=said.partition('RESOURCE_EXHAUSTED: ')[2])
+  if not (size := re.search(r'temporaries \(([\d.]+)G\)', said)):
+    return plan
+  held = {name: size for name, size in plan.memory.items() if name in HELD}
+  return dataclasses.replace(plan, memory=held | {AT_WORK: float(size[1]) * chips.GIB})
+
+
+def with_sampler(plan: Plan, sampler: dict[str, Any]) -> Plan:
+  """The plan with what was counted of the compiled sampler."""
+
+  def told(parts: dict[str, float]) -> dict[str, float]:
+    others = max(0.0, sampler['temporaries'] - parts[rollouts.CACHE])
+    return parts | {rollouts.AT_WORK: others}
+
+  if plan.sampling:
+    return dataclasses.replace(plan, sampler=sampler, sampling=told(plan.sampling))
+  count, parts = plan.roles['sampler']
+  apart = plan.roles | {'sampler': (count, told(parts))}
+  return dataclasses.replace(plan, sampler=sampler, roles=apart)
 
 
 def assembled(config: ConfigDict, topology: Topology, mesh: Any) -> program.Program:
@@ -244,7 +306,7 @@ def compiled_memory(found: Any, state: float) -> dict[str, float]:
   kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
   return {
     'batch and outputs': max(0.0, kept - state),
-    'activations and temporaries': found.temp_size_in_bytes,
+    AT_WORK: found.temp_size_in_bytes,
     'code': found.generated_code_size_in_bytes,
   }
 

@@ -1,6 +1,6 @@
 """A plan for people: a page on a terminal, a row of a table."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from jaxpref.plan.chips import GIB
 from jaxpref.plan.planned import Plan
@@ -14,43 +14,55 @@ HEADS = (
 def lines(plan: Plan) -> Iterator[str]:
   axes = ' '.join(f'{axis}={size}' for axis, size in plan.mesh.items() if size > 1) or '1 chip'
   yield f'{plan.objective} on {plan.model}, {plan.parameters / 1e9:.2f} B parameters'
-  yield f'{plan.topology}: {plan.chips} chips as {axes}; {plan.examples} examples a step'
+  slices = f'{plan.slices} slices of ' * (plan.slices > 1)
+  apart = ''.join(f', {count} for {role}' for role, (count, _) in plan.roles.items())
+  shape = f'{plan.chips} chips as {axes}{apart}'
+  yield f'{slices}{plan.topology}: {shape}; {plan.examples} examples a step'
   yield ', '.join(f'{name} {value}' for name, value in plan.setting.items())
   how = 'compiled ahead of time' if plan.source == 'compiled' else 'estimated from shapes alone'
   took = f' in {plan.compile_seconds:.0f} s' if plan.compile_seconds else ''
   versions = ', '.join(f'{name} {version}' for name, version in plan.versions.items())
   yield f'{how}{took}, {plan.date}; {versions}'
+  if plan.refusal:
+    yield f'the compiler refuses it: {plan.refusal}'
   yield ''
   yield 'memory of a chip, GiB'
-  for name, size in plan.memory.items():
-    yield f'  {name:<30} {size / GIB:8.2f}'
-  verdict = 'fits' if plan.fits else 'DOES NOT FIT'
-  yield f'  {"total":<30} {plan.total / GIB:8.2f} of {plan.capacity / GIB:.2f}: {verdict}'
+  yield from _parts(plan.memory)
+  if plan.sampling:
+    yield '  while it samples, ' + ('too' if plan.ahead else 'in place of what only a step needs')
+    yield from _parts(plan.sampling)
+  yield _total(plan.total, plan.capacity)
+  for role, (count, parts) in plan.roles.items():
+    yield f'memory of each of {count} chips for {role} alone, GiB'
+    yield from _parts(parts)
+    yield _total(sum(parts.values()), plan.capacity)
   if plan.host:
-    yield f'  {"in the memory of the host":<30} {plan.host / GIB:8.2f}'
+    yield f'  {"in the memory of the host":<34} {plan.host / GIB:8.2f}'
   yield ''
   yield 'work of a chip in a step'
-  over = plan.flops / plan.useful
-  useful = plan.useful / 1e12
-  yield f'  TFLOP      {plan.flops / 1e12:.2f}, {over:.2f} times the useful {useful:.2f}'
+  useful = f'{plan.flops / plan.useful:.2f} times the useful {plan.useful / 1e12:.2f}'
+  yield f'  {"arithmetic":<34} {plan.flops / 1e12:8.2f} TFLOP, {useful}'
   if plan.traffic is not None:
-    yield f'  memory     {plan.traffic / 1e9:.1f} GB read and written'
-  for kind, (count, size) in sorted(plan.messages.items()):
-    often = f' in {count:.0f} messages' if count else ''
-    yield f'  {kind:<20} {size / 1e9:.2f} GB{often}'
-  for name, (times, flops) in plan.kernels.items():
-    cost = 'not counted' if flops is None else f'{flops / 1e12:.2f} TFLOP, from shapes'
-    yield f'  kernel {name}: {times:.0f} calls, {cost}'
-  for part, name in (('prefill', 'sampler, prompts'), ('token', 'sampler, a token of all')):
+    yield f'  {"memory read and written":<34} {plan.traffic / 1e9:8.2f} GB'
+  for kind, (number, size) in sorted(plan.messages.items()):
+    often = f' in {number:.0f} messages' if number else ''
+    yield f'  {kind:<34} {size / 1e9:8.2f} GB{often}'
+  if plan.far:
+    yield f'  {"sent by a chip to other slices":<34} {plan.far / 1e9:8.2f} GB'
+  for name, (times, known) in plan.kernels.items():
+    cost = '     not counted' if known is None else f'{known / 1e12:8.2f} TFLOP, from shapes'
+    yield f'  {f"kernel {name}":<34} {cost} in {times:.0f} calls'
+  for part, name in (('prefill', 'sampler, all prompts'), ('token', 'sampler, a token of each')):
     if plan.sampler:
       one = plan.sampler[part]
       sent = sum(one['messages'].values()) / 1e9
       moved = one['traffic'] / 1e9
-      yield f'  {name}: {one["flops"] / 1e9:.1f} GFLOP, {moved:.2f} GB moved, {sent:.2f} GB sent'
+      work = f'{one["flops"] / 1e12:8.2f} TFLOP, {moved:.2f} GB moved, {sent:.2f} GB sent'
+      yield f'  {name:<34} {work}'
   yield ''
   bounds = ', '.join(f'{name} {seconds:.3f} s' for name, seconds in plan.bounds.items())
   yield f'bounds     {bounds}: no step is shorter than the longest'
-  if 'the sampler' in plan.memory:
+  if plan.sampling or 'sampler' in plan.roles:
     yield '           of an optimizer step alone; sampling comes on top'
   yield f'MFU        at most {plan.mfu:.1%} on useful tokens'
   yield (
@@ -63,10 +75,29 @@ def lines(plan: Plan) -> Iterator[str]:
     yield f'too large  {advice(plan)}'
 
 
+def _parts(parts: Mapping[str, float]) -> Iterator[str]:
+  for name, size in parts.items():
+    yield f'  {name:<34} {size / GIB:8.2f}'
+
+
+def _total(size: float, capacity: float) -> str:
+  verdict = 'fits' if size <= capacity else 'DOES NOT FIT'
+  return f'  {"total":<34} {size / GIB:8.2f} of {capacity / GIB:.2f}: {verdict}'
+
+
 def advice(plan: Plan) -> str:
   """What to try where a plan does not fit, the largest gain first."""
-  largest = max(plan.memory, key=lambda name: plan.memory[name])
   found = []
+  for role, (count, parts) in plan.roles.items():
+    if sum(parts.values()) > plan.capacity:
+      found.append(f'more than {count} chips for {role}')
+  times = max(plan.total, *(sum(p.values()) for _, p in plan.roles.values()), 0.0) / plan.capacity
+  if plan.total <= plan.capacity:
+    return f'{times:.2f} times the memory; try {", ".join(found)}'
+  memory = plan.memory | plan.sampling
+  largest = max(memory, key=lambda name: memory[name])
+  if plan.sampling and largest in plan.sampling:
+    found.append('rollout.slots, or fewer rollout.prompts: keys and values of fewer completions')
   if plan.setting['remat'] not in ('full', 'offload'):
     found.append('remat=full')
   if 'activations' in largest or 'work' in largest or 'head' in largest:
@@ -78,7 +109,7 @@ def advice(plan: Plan) -> str:
   if plan.mesh['data'] > 1:
     found.append('mesh.data=1 and a larger mesh.fsdp')
   found.append(f'more than {plan.chips} chips')
-  return f'{plan.total / plan.capacity:.2f} times the memory; try {", ".join(found)}'
+  return f'{times:.2f} times the memory; try {", ".join(found)}'
 
 
 def table(plans: Sequence[tuple[str, Plan]]) -> str:
@@ -90,7 +121,7 @@ def table(plans: Sequence[tuple[str, Plan]]) -> str:
 def row(name: str, plan: Plan) -> tuple[str, ...]:
   axes = ' x '.join(f'{axis} {size}' for axis, size in plan.mesh.items() if size > 1) or '1'
   sent = ' + '.join(
-    f'{sum(plan.messages.get(kind, (0, 0))[1] for kind in kinds) / 1e9:.1f}'
+    f'{sum(size for kind, (_, size) in plan.messages.items() if kind.startswith(kinds)) / 1e9:.1f}'
     for kinds in (('all-gather',), ('all-reduce', 'reduce-scatter'))
   )
   by = max(plan.bounds, key=lambda name: plan.bounds[name])

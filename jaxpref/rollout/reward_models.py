@@ -85,7 +85,7 @@ class RewardModel:
 
   @property
   def nbytes(self) -> int:
-    return sum(x.nbytes for x in jax.tree.leaves(self.params))
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(self.params))
 
   def __call__(
     self, prompts: Sequence[str], completions: Sequence[str], records: Sequence[Record]

@@ -42,7 +42,8 @@ def reward_model(
   text = f'reward_model({path!r}{"" if spread is None else f", spread={spread!r}"})'
   if spread is not None and not (isinstance(spread, int | float) and 0 < spread < float('inf')):
     raise ValueError(f'reward_model(spread) must be a positive number, got {spread!r}')
-  model, tokenizer, mesh = _described(path, text, mesh)
+  model, tokenizer = described(path, text)
+  mesh = mesh or sharding.make_mesh()
   known = _known(path)
   if known is None:
     log.warning('%s has no %s, so its scores are not centred', path, normalisation.FILE)
@@ -81,14 +82,14 @@ def process_reward_model(
   if reduce not in REDUCTIONS:
     raise ValueError(f'{text}: reduce is one of {", ".join(REDUCTIONS)}, not {reduce!r}')
   steps = Steps(REDUCTIONS[reduce], step)
-  model, tokenizer, mesh = _described(path, text, mesh)
+  model, tokenizer = described(path, text)
+  mesh = mesh or sharding.make_mesh()
   params = _loaded(path, model, tokenizer, mesh)
   return RewardModel(model, params, tokenizer, mesh, steps=steps, text=text)
 
 
-def _described(
-  path: str, text: str, mesh: jax.sharding.Mesh | None
-) -> tuple[Model, Tokenizer, jax.sharding.Mesh]:
+def described(path: str, text: str) -> tuple[Model, Tokenizer]:
+  """The reward model in `path`, without its parameters; `text`: what it is called."""
   if not isinstance(path, str):
     raise ValueError(f"{text}: a model is a folder, as reward_model('runs/rm'), got {path!r}")
   tokenizer = policy.find_tokenizer(path)
@@ -97,7 +98,7 @@ def _described(
     raise ValueError(
       f'{text}: it has no scores; train a reward model with jaxpref train --config=reward'
     )
-  return model, tokenizer, mesh or sharding.make_mesh()
+  return model, tokenizer
 
 
 def _loaded(path: str, model: Model, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Params:
