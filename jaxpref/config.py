@@ -27,6 +27,10 @@ def default() -> ml_collections.ConfigDict:
   sync.every = 0  # steps between updates of the reference; 0: it stands still
   sync.mixup = 1.0  # the policy's share in an update; 1: the reference becomes the policy
   c.heads = 1  # scores of a reward model; several begin at random, an ensemble on one decoder
+  c.lora = lora = ml_collections.ConfigDict()  # low-rank adapters, trained in the parameters' place
+  lora.rank = 0  # 0: no adapters, the parameters themselves train
+  lora.alpha = 32.0  # what an adapter adds is scaled by alpha / rank
+  lora.targets = ('q', 'k', 'v', 'out', 'gate', 'up', 'down')  # projections that have one
   c.freeze = ()  # patterns of parameter paths that do not train
   c.ema = 0.0  # decay of a running average of the parameters; 0: none
   c.steps = 0  # optimizer steps; 0: as many as `epochs` take

@@ -16,7 +16,7 @@ from jaxpref.evals.heldout import heldout
 from jaxpref.log_probs import FIELDS, REWARDS
 from jaxpref.models import ATTENTION, Model, default_attention, default_dtype
 from jaxpref.objectives import Objective
-from jaxpref.train import anchor, normalisation, policy
+from jaxpref.train import anchor, lora, normalisation, policy
 from jaxpref.train.feed import Feed, Opened
 from jaxpref.train.loop import Offline
 from jaxpref.train.state import TrainState
@@ -44,6 +44,7 @@ def prepare(
   packing = Packing(row_lengths=tuple(config.batch.row_lengths))
   batches = Batches(train_set, size, config.seed, micro, groups, packing)
   place = functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh))
+  whole = lora.whole_of(config)
 
   def load() -> Params:
     where = functools.partial(sharding.params_sharding, mesh)
@@ -65,13 +66,13 @@ def prepare(
       held = -(-min(size, len(eval_set)) // groups) * groups
       passes = Batches(eval_set, held, None, 1, groups, packing, tables(reference, eval_set))
       measure = heldout(model, objective, passes, place=place)
-      evaluate = lambda state: measure(state.params, state.reference, state.memory)  # noqa: E731
+      evaluate = lambda state: measure(whole(state), state.reference, state.memory)  # noqa: E731
     return Opened(state, Offline(source, steps), evaluate, normalise if scores else None)
 
   def normalise(state: TrainState, workdir: pathlib.Path) -> None:
     if normalisation.of_step(workdir, int(state.step)) is None:
       passes = normalisation.reference_batches(train_set, size, groups, packing)
-      found = normalisation.measure(model, state.params, passes, int(state.step), place=place)
+      found = normalisation.measure(model, whole(state), passes, int(state.step), place=place)
       normalisation.write(workdir, found)
       console.print(
         f'scores have {found} on {found.completions:,} completions of the training data'

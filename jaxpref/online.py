@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from jaxpref import advantages, data, hosts, rewards, roles, sharding, stops
 from jaxpref.evals.sampled import sampled
 from jaxpref.log_probs import DIVERGENCES, ActorCritic, policy_of, policy_params
-from jaxpref.models import Model, brought_in
+from jaxpref.models import Lora, Model, brought_in, without
 from jaxpref.objectives import Objective
 from jaxpref.offline import check_vocabulary, describe, with_held_out
 from jaxpref.rollout import estimators
@@ -25,7 +25,7 @@ from jaxpref.rollout.samples import Sampler, Scorer
 from jaxpref.rollout.source import Online
 from jaxpref.rollout.tables import Tables
 from jaxpref.sampling import Sampling
-from jaxpref.train import anchor, critics, policy, reward_models
+from jaxpref.train import anchor, critics, lora, policy, reward_models
 from jaxpref.train.feed import Feed, Opened
 from jaxpref.train.state import TrainState
 from jaxpref.typing import Params
@@ -45,6 +45,7 @@ def prepare(
       'config.reference_sync moves a reference that samples are compared with; with rewards it '
       'stands still: set reference_sync.every=0'
     )
+  whole, adapted = lora.whole_of(config), lora.chosen(config)
   own = roles.divide(config, mesh)
   terms = rewards.parse(config.rewards, more=reward_models.makers(own.rewards, tokenizer))
   estimator = estimators.parse(c.advantages)
@@ -114,9 +115,9 @@ def prepare(
   def open_feed(state: TrainState, reference: Params | None, folder: Path) -> Opened:
     if own.reference is not mesh and reference is not None:
       reference = jax.device_put(reference, sharding.params_sharding(own.reference, reference))
-    source.reference = reference
+    source.reference = None if adapted else reference  # then it is in what trains
     tables.open(folder, int(state.carry['rollout']))
-    if live:  # the step donates its state, hence a copy
+    if live and not adapted:  # the step donates its state, hence a copy
       state = state._replace(
         reference=jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), reference)
       )
@@ -130,8 +131,12 @@ def prepare(
         sampling=Sampling(config.eval.temperature),
       )
       size = -(-min(c.prompts, len(eval_prompts)) // groups) * groups
-      measure = sampled(held, scorer, size, reference=reference, cast=cast)
-      evaluate = lambda state: measure(policy_params(state.params))  # noqa: E731
+      measure = sampled(held, scorer, size, cast=cast)
+
+      def evaluate(state: TrainState) -> dict[str, float]:
+        params = policy_params(whole(state))
+        return measure(params, without(params) if adapted else reference)
+
     return Opened(state, source, evaluate)
 
   held_out = f', {len(eval_prompts):,} held out' if eval_prompts is not None else ''
@@ -147,7 +152,7 @@ def prepare(
       f'rollouts   {c.prompts} prompts x {c.samples} samples of at most {c.max_new_tokens} tokens, '
       f'{rounds.steps} step{"s" * (rounds.steps > 1)} on each; {steps} steps in all',
       f'devices    {own}',
-      memory(model, source.needs_reference, sampler, c.prompts, terms),
+      memory(model, adapted, source.needs_reference, sampler, c.prompts, terms),
     ),
     origin='rollout row {}'.format,
     needs_reference=source.needs_reference or live,
@@ -267,6 +272,7 @@ def check_rewards(c: ConfigDict, estimator: Any) -> None:
 
 def memory(
   model: Model | ActorCritic,
+  adapted: Lora | None,
   reference: bool,
   sampler: Sampler,
   prompts: int,
@@ -274,16 +280,18 @@ def memory(
 ) -> str:
   """A line on what a run holds, over all devices."""
   actor = policy_of(model)
+  split = functools.partial(lora.split, adapted, seed=0, dtype=actor.dtype)
+  still, trained = jax.eval_shape(split, model.param_shapes())
   size = lambda shapes: sum(x.size for x in jax.tree.leaves(shapes))  # noqa: E731
-  own = size(actor.param_shapes())
-  critic = size(model.param_shapes()) - own
+  own, trained = size(actor.param_shapes()), size(trained)
   slots = sampler.slots or prompts * sampler.num_samples
   width = np.dtype(actor.dtype).itemsize
   parts = {
-    'parameters': 4 * (own + critic),
-    'optimizer': 8 * (own + critic),
-    'gradients': 4 * (own + critic),
-    'reference': 4 * own * reference,
+    'parameters': 4 * trained,
+    'optimizer': 8 * trained,
+    'gradients': 4 * trained,
+    'frozen': sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(still)),
+    'reference': 4 * own * (reference and not adapted),
     'rewards': sum(map(reward_bytes, terms)),
     'sampler': own * width * (actor.dtype != jnp.float32),
     f'cache of {slots} slots': sampler.cache_bytes(prompts),

@@ -13,10 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxpref import sharding
-from jaxpref.log_probs import CHUNK, ActorCritic, policy_params
+from jaxpref.log_probs import CHUNK, ActorCritic, policy_of, policy_params
 from jaxpref.models import Model
 from jaxpref.objectives import Objective, Schedule, constant, warmup_cosine, warmup_linear, wsd
 from jaxpref.train import anchor
+from jaxpref.train import lora as adapters
 from jaxpref.train.anchor import Sync
 from jaxpref.train.optimizer import Optimizer, Scalars
 from jaxpref.train.state import TrainState, init_state
@@ -29,9 +30,10 @@ SHARED_CHUNK = 1024  # of a head in shards: what gathering it costs is then litt
 
 class Program(NamedTuple):
   """Attributes:
-  begin: parameters -> the state before the first step.
+  begin: what trains of the parameters (`lora.split`) -> the state before the first step.
   state: its shapes, with where each array lives.
-  reference: likewise of a reference that stands still and is live: a part of the state then.
+  reference: likewise of a reference that stands still and is live, or of what adapters adapt: a
+    part of the state then.
   step: jitted, its state donated; `hparams` is its last argument.
   """
 
@@ -62,16 +64,20 @@ def assemble(
   scalars = optimizer_scalars(config.optimizer, steps)
   sync = anchor.reference_sync(config)
   begin = functools.partial(_begin, optimizer, scalars, objective, config.ema > 0, sync)
-  state = placed(mesh, jax.eval_shape(begin, model.param_shapes()))
+  lora = adapters.chosen(config)
+  split = functools.partial(adapters.split, lora, seed=0, dtype=policy_of(model).dtype)
+  base, trained = jax.eval_shape(split, model.param_shapes())
+  state = placed(mesh, jax.eval_shape(begin, trained))
   kind = anchor.memory_kind(config)
-  reference = jax.tree.map(lambda x: _kept_in(x, kind), policy_params(state.params))
+  still = placed(mesh, base) if lora else policy_params(state.params)
+  reference = jax.tree.map(lambda x: _kept_in(x, kind), still)
   if sync:
     state = state._replace(reference=reference)
-  whole = state._replace(reference=reference) if live else state
+  whole = state._replace(reference=reference) if live or lora else state
   extra = reported(model) if config.log.entropy else ()
   chunk = config.batch.chunk or (SHARED_CHUNK if mesh.shape['fsdp'] > 1 else CHUNK)
   step = jax.jit(
-    make_step(model, optimizer, extra=extra, chunk=chunk),
+    make_step(model, optimizer, extra=extra, chunk=chunk, lora=lora),
     donate_argnums=0,
     # Every process reads all metrics, so all of them are everywhere; the state stays where it is.
     out_shardings=(

@@ -19,6 +19,7 @@ from jaxpref.models import Model
 from jaxpref.objectives import parse
 from jaxpref.storage import is_url
 from jaxpref.train import anchor, policy
+from jaxpref.train import lora as adapters
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.feed import Evaluate, Feed
 from jaxpref.train.host_log import HostLog
@@ -80,6 +81,7 @@ def _train(
   profiler = open_profiler(config, workdir)
   sync, watchdog = anchor.reference_sync(config), Watchdog(config.log.stuck)
   anchor.memory_kind(config)  # a mistake in it comes before the data is read
+  lora, whole = adapters.chosen(config), adapters.whole_of(config)
   tokenizer = policy.find_tokenizer(config.model, config.tokenizer)
   prepare = online.prepare if config.rewards else offline.prepare
   feed = hosts.together(lambda: prepare(config, objective, tokenizer, mesh, console))
@@ -99,12 +101,17 @@ def _train(
   checkpoints = Checkpoints(folder.path, keep_last=config.checkpoint.keep_last, keep_best=keep_best)
   shapes = model.param_shapes()
   summarise(console, config, feed, shapes, mesh)
+  if lora:
+    line = adapters.summary(lora, abstract.params, shapes)
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
 
   meta = {'data': feed.fingerprint}
+  base: Params = {}
   if checkpoints.latest_step() is not None:
-    whole = jax.sharding.NamedSharding(mesh, jax.P())
+    everywhere = jax.sharding.NamedSharding(mesh, jax.P())
     carry = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=whole), feed.carry
+      lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype, sharding=everywhere),
+      feed.carry,
     )
     state, saved = checkpoints.restore(abstract._replace(carry=carry))
     if saved['data'] != meta['data']:
@@ -116,13 +123,23 @@ def _train(
     console.print(f'resuming after step {int(state.step)}')
   else:
     make = jax.jit(made.begin, out_shardings=jax.tree.map(lambda x: x.sharding, abstract))
-    state = make(feed.load())._replace(carry=feed.carry)
+    base, trained = adapters.split(lora, feed.load(), config.seed, policy_of(model).dtype)
+    places = jax.tree.map(lambda x: x.sharding, abstract.params)
+    state = make(hosts.place(trained, places))._replace(carry=feed.carry)
+    del trained
 
   reference = None
-  if feed.needs_reference or sync:
+  if feed.needs_reference or sync or lora:
+    first = base if lora else policy_params(state.params)
     own = jax.tree.map(lambda x: x.sharding, made.reference)
-    reference = anchor.standing_reference(state, own, checkpoints)
-  state, source, found, finish = feed.open(state, reference, folder.path)
+    reference = anchor.standing_reference(state, first, own, checkpoints)
+    del first
+  del base
+  if lora:
+    state = state._replace(reference=reference)
+  state, source, found, finish = feed.open(
+    state, reference if feed.needs_reference else None, folder.path
+  )
   del reference  # it may have moved to devices of its own
   evaluate = found and _Last(found)
   start = int(state.step)
@@ -144,10 +161,11 @@ def _train(
     checkpoints=checkpoints,
     meta=meta,
     place=functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh)),
+    whole=whole,
     evaluate=evaluate,
     noticed=noticed,
     persist=lambda state: state if sync else state._replace(reference=None),  # saved once, apart
-    flops=functools.partial(train_flops, policy_of(model)),
+    flops=functools.partial(train_flops, policy_of(model), frozen=lora is not None),
     peak=peak_flops(),
     log_every=config.log.every,
     eval_every=config.eval.every,
@@ -171,7 +189,7 @@ def _train(
     checkpoints.close()
   console.print(f'trained {steps} steps; everything is in {folder.path}')
   metrics = evaluate.metrics if evaluate else {}
-  return Trained(policy_of(model), policy_params(state.params), tokenizer, state, metrics)
+  return Trained(policy_of(model), policy_params(whole(state)), tokenizer, state, metrics)
 
 
 def open_profiler(config: ConfigDict, workdir: str | Path) -> Profiler | None:

@@ -23,16 +23,24 @@ Rules = Sequence[tuple[str, P]]
 
 # Layers are stacked on axis 0. Columns of what fans out and rows of what fans in go over `tensor`,
 # so a sub-layer needs one reduction; the other matrix axis is kept in shards over `fsdp` and
-# gathered at use.
+# gathered at use. Adapters lie as the side that they share with what they adapt.
 PARAMS: Rules = (
   (r'(embed|positions)/w$', P('tensor', 'fsdp')),
   (r'head/w$', P('fsdp', 'tensor')),
-  (r'experts/(gate|up)/w$', P(None, None, 'fsdp', 'tensor')),
-  (r'experts/down/w$', P(None, None, 'tensor', 'fsdp')),
+  (r'experts/(gate|up)/w(/base)?$', P(None, None, 'fsdp', 'tensor')),
+  (r'experts/(gate|up)/w/lora_a$', P(None, None, 'fsdp')),
+  (r'experts/(gate|up)/w/lora_b$', P(None, None, None, 'tensor')),
+  (r'experts/down/w(/base)?$', P(None, None, 'tensor', 'fsdp')),
+  (r'experts/down/w/lora_a$', P(None, None, 'tensor')),
+  (r'experts/down/w/lora_b$', P(None, None, None, 'fsdp')),
   (r'router/w$', P(None, 'fsdp')),
   (r'score/w$', P('fsdp')),
-  (r'(q|k|v|gate|up)/w$', P(None, 'fsdp', 'tensor')),
-  (r'(out|down)/w$', P(None, 'tensor', 'fsdp')),
+  (r'(q|k|v|gate|up)/w(/base)?$', P(None, 'fsdp', 'tensor')),
+  (r'(q|k|v|gate|up)/w/lora_a$', P(None, 'fsdp')),
+  (r'(q|k|v|gate|up)/w/lora_b$', P(None, None, 'tensor')),
+  (r'(out|down)/w(/base)?$', P(None, 'tensor', 'fsdp')),
+  (r'(out|down)/w/lora_a$', P(None, 'tensor')),
+  (r'(out|down)/w/lora_b$', P(None, None, 'fsdp')),
   (r'(q|k|v|gate|up)/b$', P(None, 'tensor')),
   (r'(/b|scale|bias)$', P()),
   (r'^(count|step|skipped)$|/count$', P()),

@@ -2,14 +2,12 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 
 from jaxpref.data import Tokenizer
 from jaxpref.models import Model
 from jaxpref.run import parse_keep_best
-from jaxpref.train import policy
+from jaxpref.train import lora, policy
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.workdir import read_config
 from jaxpref.typing import Params
@@ -35,9 +33,9 @@ def load_model(own: flags.FlagValues, tokenizer: Tokenizer) -> tuple[Model, Para
   config = read_config(own.model)
   best = parse_keep_best(config.checkpoint.keep_best)
   checkpoints = Checkpoints(own.model, keep_best=best, read_only=True)
-  params = checkpoints.restore_policy(find_step(checkpoints, own.step), ema=own.ema)
+  params = lora.restored(checkpoints, config, find_step(checkpoints, own.step), ema=own.ema)
   checkpoints.close()
-  return policy.describe(own.model, tokenizer), jax.tree.map(jnp.asarray, params)
+  return policy.describe(own.model, tokenizer), params
 
 
 def chosen_step(own: flags.FlagValues) -> int | None:

@@ -1,6 +1,5 @@
 """What a policy's own completions of held-out prompts are worth."""
 
-import functools
 from collections.abc import Callable
 
 import jax
@@ -19,11 +18,13 @@ def sampled(
   scorer: Scorer,
   size: int,
   *,
-  reference: Params | None = None,
   cast: Callable[[Params], Params] = lambda params: params,
   prefix: str = 'eval/',
-) -> Callable[[Params], dict[str, float]]:
-  """evaluate(params) -> metrics of completions of all of the sampler's prompts.
+) -> Callable[..., dict[str, float]]:
+  """evaluate(params, reference=None) -> metrics of completions of all of the sampler's prompts.
+
+  `reference` are the parameters of the policy to compare with, for `win_rate`; None leaves it out.
+  It is sampled once, the first time.
 
   The same keys each time, so evaluations differ by the policy alone. Means have 95 % intervals
   (`.../low`, `.../high`) over prompts.
@@ -31,7 +32,6 @@ def sampled(
   Args:
     sampler, scorer: as in training.
     size: prompts sampled at once.
-    reference: parameters of the policy to compare with, for `win_rate`; None leaves it out.
     cast: parameters -> the sampler's copy of them.
   """
   prompts = sampler.prompts
@@ -57,19 +57,19 @@ def sampled(
     }
     return np.concatenate(parts), means
 
-  @functools.cache
-  def theirs() -> np.ndarray:
-    return scores(reference)[0]
+  theirs: list[np.ndarray] = []
 
-  def evaluate(params: Params) -> dict[str, float]:
+  def evaluate(params: Params, reference: Params | None = None) -> dict[str, float]:
     ours, means = scores(params)
     kept = np.isfinite(ours).all(1)
     values = means
+    if reference is not None and not theirs:
+      theirs.append(scores(reference)[0])
     if kept.any():
       found = {'reward/mean': statistics.mean(ours[kept])}
-      if reference is not None:
-        both = kept & np.isfinite(theirs()).all(1)
-        found['win_rate'] = statistics.win_rate(ours[both], theirs()[both])
+      for other in theirs:
+        both = kept & np.isfinite(other).all(1)
+        found['win_rate'] = statistics.win_rate(ours[both], other[both])
       for name, estimate in found.items():
         values |= {name: estimate.value, f'{name}/low': estimate.low, f'{name}/high': estimate.high}
     return {prefix + name: value for name, value in sorted(values.items())}

@@ -7,6 +7,7 @@ from jaxpref.models.context import States, fold, unfold
 from jaxpref.models.experts import Routing
 from jaxpref.models.hf import load_hf, save_hf
 from jaxpref.models.layers import linear
+from jaxpref.models.lora import Lora, LoraWeight, merged, without
 from jaxpref.models.model import (
   ATTENTION,
   Model,
@@ -29,6 +30,8 @@ __all__ = [
   'LinearScaling',
   'Llama3Scaling',
   'LongScaling',
+  'Lora',
+  'LoraWeight',
   'Model',
   'Rope',
   'Routing',
@@ -44,7 +47,9 @@ __all__ = [
   'linear',
   'load_hf',
   'mask_layout',
+  'merged',
   'preset',
   'save_hf',
   'unfold',
+  'without',
 ]

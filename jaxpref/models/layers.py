@@ -7,17 +7,27 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxpref.models.lora import LoraWeight
 from jaxpref.models.placement import looked_up
 from jaxpref.typing import Array
 
 PROJECTION = 'projection'  # what a checkpoint's policy may know its output as
 
 
-def linear(x: Array, w: Array, dtype=None) -> Array:
+def linear(x: Array, w: Array | LoraWeight, dtype=None) -> Array:
   """x [..., I] times w [I, O] -> [..., O], computed in x's dtype, returned in `dtype` or x's."""
+  if isinstance(w, LoraWeight):
+    low = _times(x, w.lora_a)
+    y = _times(x, w.base, dtype) + _times(low, w.scale * w.lora_b, dtype)
+  else:
+    y = _times(x, w, dtype)
+  return checkpoint_name(y, PROJECTION) if dtype is None else y
+
+
+def _times(x: Array, w: Array, dtype=None) -> Array:
   w = w.astype(x.dtype)
   if dtype is None:
-    return checkpoint_name(_product(x, w), PROJECTION)
+    return _product(x, w)
   return jnp.einsum('...i,io->...o', x, w, preferred_element_type=dtype)
 
 
@@ -43,8 +53,11 @@ def _product_backward(kept: tuple[Array, Array], y: Array) -> tuple[Array, Array
 _product.defvjp(_product_forward, _product_backward)
 
 
-def ragged_linear(x: Array, w: Array, sizes: Array) -> Array:
+def ragged_linear(x: Array, w: Array | LoraWeight, sizes: Array) -> Array:
   """x [N, I], sorted by expert, `sizes` int [E] of each, times w [E, I, O] -> [N, O]."""
+  if isinstance(w, LoraWeight):
+    low = ragged_linear(x, w.lora_a, sizes)
+    return ragged_linear(x, w.base, sizes) + ragged_linear(low, w.scale * w.lora_b, sizes)
   return jax.lax.ragged_dot(x, w.astype(x.dtype), sizes)
 
 

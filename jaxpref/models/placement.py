@@ -124,7 +124,7 @@ def held(params: Params, prefix: str = '') -> Params:
     return params
 
   def one(key_path: tuple, x: Array) -> Array:
-    path = f'{prefix}/{rules.path_of(key_path)}'.removesuffix('/value')  # of a flax variable
+    path = f'{prefix}/{rules.path_of(key_path)}'.replace('/value', '')  # flax's variables
     rule = rules.match(rules.PARAMS, path)
     assert isinstance(rule, PartitionSpec)
     spec = tuple(rule)[bool(prefix) :]

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxpref import advantages, hosts, sharding
 from jaxpref.log_probs import ActorCritic, policy_of, policy_params, stacked
-from jaxpref.models import Model, brought_in
+from jaxpref.models import Model, brought_in, without
 from jaxpref.objectives import Objective, truncated_importance
 from jaxpref.rollout.estimators import Inputs
 from jaxpref.rollout.layout import Group, pack, unpack
@@ -42,7 +42,8 @@ class Online:
     objective: its fields decide what is computed of a rollout.
     sampler, scorer, estimator: samples, their scores, and what becomes of scores.
     rounds: sizes and counts.
-    reference: parameters of the policy's reference, which stands still; may be set later.
+    reference: parameters of the policy's reference, which stands still; may be set later. Of a
+      policy with adapters it is what they adapt.
     reference_mesh: where it lives; None: where the policy does.
     beta: weight of the KL penalty in the reward, to begin with.
     controller: `(KLState, kl, n) -> KLState`, as in `advantages`.
@@ -162,7 +163,9 @@ class Online:
   def _collect(self, params: Params, carry: Carry) -> Carry:
     """A rollout: sampled, scored and turned into fields."""
     began = time.monotonic()
-    if self.needs_reference and self.reference is None:
+    under = without(policy_params(params))
+    reference = self.reference if under is None else under
+    if self.needs_reference and reference is None:
       raise ValueError('a KL penalty in the reward, and ref_logps in the loss, need a reference')
     policy = self._cast(policy_params(params))
     carry, ids, samples, scored = self._filled(policy, carry)
@@ -184,7 +187,7 @@ class Online:
       fields['old_values'] = found['values']
     if self.needs_reference:
       where = self._reference_mesh
-      theirs = self._forward(self._compute_logps, self.reference, carry, where)
+      theirs = self._forward(self._compute_logps, reference, carry, where)
       fields['ref_logps'] = theirs['logps']
     policy_logps = fields.get('old_logps', np.asarray(samples.logps))
     kl = np.where(mask, policy_logps - fields.get('ref_logps', policy_logps), 0)

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxpref import data
 from jaxpref.data import cache
-from jaxpref.log_probs import CHUNK, DIVERGENCES, ActorCritic, policy_of, policy_params, stacked
+from jaxpref.log_probs import CHUNK, DIVERGENCES, ActorCritic, policy_of, stacked
 from jaxpref.models import Model
 from jaxpref.objectives import Objective
 from jaxpref.train import reference
@@ -118,7 +118,7 @@ def check_read(config: ConfigDict, objective: Objective) -> None:
 
 
 def standing_reference(
-  state: TrainState, shardings: Params, checkpoints: Checkpoints
+  state: TrainState, first: Params, shardings: Params, checkpoints: Checkpoints
 ) -> Params | None:
   """The parameters of a reference that stands still: the policy that the run began with.
 
@@ -127,13 +127,14 @@ def standing_reference(
 
   Args:
     state: of the run, before its first step or as resumed.
-    shardings: of the policy's parameters.
+    first: the parameters to save if none are.
+    shardings: of these parameters.
     checkpoints: of the run.
   """
   if not checkpoints.has_reference():
     if int(state.step):
       raise ValueError(f'the run resumes at step {int(state.step)}, but its reference/ is gone')
-    checkpoints.save_reference(policy_params(state.params))
+    checkpoints.save_reference(first)
   if state.reference is not None:
     return None
   # Read onto the devices first, which orbax knows how to do, and then moved to where they wait.

@@ -66,6 +66,7 @@ class Run:
   Attributes:
     step: the compiled train step; donates its state.
     place: puts a host batch on the devices.
+    whole: state -> the parameters that the source samples with.
     evaluate: state -> metrics of the held-out split, or None.
     persist: state -> what of it a checkpoint holds; the source's carry is in it.
     noticed: step -> whether to save after it and stop, see `preemption`.
@@ -88,6 +89,7 @@ class Run:
   checkpoints: Checkpoints | None = None
   meta: dict[str, Any] = dataclasses.field(default_factory=dict)
   place: Callable[[Batch], Batch] = lambda batch: batch
+  whole: Callable[[TrainState], Params] = lambda state: state.params
   evaluate: Callable[[TrainState], dict[str, float]] | None = None
   persist: Callable[[TrainState], TrainState] = lambda state: state
   noticed: Callable[[int], bool] = lambda step: False
@@ -117,7 +119,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
   clock = _Clock()
   for n in range(start, run.stop):
     run.watch('data', n + 1)
-    batch, carry = run.source.next(n, state.params, carry)
+    batch, carry = run.source.next(n, run.whole(state), carry)
     todo, said = work(batch), run.source.report()
     clock.waited()
     run.watch('compilation' if _announce(run, batch, shapes) else 'step', n + 1)

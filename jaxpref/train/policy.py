@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from jaxpref import hosts, models
 from jaxpref.data.tokenizer import Tokenizer, load_tokenizer
 from jaxpref.models import Model
 from jaxpref.storage import is_url, open_path, write_atomically
+from jaxpref.train import lora
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.workdir import read_config
 from jaxpref.typing import Params
@@ -57,9 +57,9 @@ def load(
   if not is_workdir(spec):
     return models.load_hf(Path(spec).expanduser(), shardings=shardings)
   checkpoints = Checkpoints(spec, read_only=True)
-  params = checkpoints.restore_policy(shardings=shardings)
+  params = lora.restored(checkpoints, read_config(spec), shardings=shardings)
   checkpoints.close()
-  return describe(spec, tokenizer), jax.tree.map(jnp.asarray, params)
+  return describe(spec, tokenizer), params
 
 
 def scored(model: Model, heads: int = 1) -> Model:

@@ -13,8 +13,8 @@ class TrainState(NamedTuple):
   """`params` float32 masters; `ema` None or their running average; scalars are int32 arrays.
 
   `reference` are the parameters of a live reference (None: log-probs come with the batch, or none
-  are needed); `memory` is what the objective remembers (`Objective.init`); `carry` is the source's,
-  between runs of the loop.
+  are needed), or what `params` adapt (see `lora`), which is one too; `memory` is what the objective
+  remembers (`Objective.init`); `carry` is the source's, between runs of the loop.
   """
 
   step: Array  # optimizer steps attempted so far

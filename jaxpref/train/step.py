@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.log_probs import CHUNK, DIVERGENCES, KNOWN, ActorCritic, log_probs, stacked
-from jaxpref.models import Model, brought_in
+from jaxpref.models import Lora, Model, brought_in
 from jaxpref.objectives import Memory, Objective, reduce_metrics
 from jaxpref.train.anchor import Sync, attach
+from jaxpref.train.lora import joined
 from jaxpref.train.optimizer import Optimizer, Scalars, ema_update, global_norm
 from jaxpref.train.state import TrainState
 from jaxpref.typing import Array, Batch, Params
@@ -68,13 +69,19 @@ def reported(model: Model | ActorCritic) -> tuple[str, ...]:
 
 
 def make_step(
-  model: Model | ActorCritic, optimizer: Optimizer, *, extra: Sequence[str] = (), chunk: int = CHUNK
+  model: Model | ActorCritic,
+  optimizer: Optimizer,
+  *,
+  extra: Sequence[str] = (),
+  chunk: int = CHUNK,
+  lora: Lora | None = None,
 ) -> Callable[[TrainState, Batch, Hparams], tuple[TrainState, dict[str, Any]]]:
   """The train step of `model`; jit it with the state donated.
 
   Args:
     extra: model fields (such as 'entropy') to compute for their own sake; reported as their mean.
     chunk: scored tokens that meet the LM head at once.
+    lora: how the state's parameters join its reference, where they are adapters.
 
   Returns:
     step(state, batch, hparams) -> (state, metrics). Metrics are float32 scalars over the global
@@ -89,7 +96,8 @@ def make_step(
     fields = tuple(dict.fromkeys((*names, *extra)))
     reference = brought_in(state.reference)
     batch = _complete(model, objective, reference, batch, chunk)
-    forward = functools.partial(_forward, model, fields, chunk, reference)
+    whole = functools.partial(joined, lora, reference)
+    forward = functools.partial(_forward, model, fields, chunk, reference, whole)
     gradients = coupled_gradients if objective.coupled else separable_gradients
     loss, grads, metrics, outputs = gradients(
       forward, objective, optimizer.trainable, state.params, batch, state.step, state.memory
@@ -205,10 +213,10 @@ def coupled_gradients(
     (loss, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
     return loss, pull(cotangents)[0], metrics, outputs
 
-  _, stacked = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
-  outputs = _merge(stacked, 2)
+  _, pieces = jax.lax.scan(lambda _, micro: (None, forward(params, micro)), None, batch)
+  outputs = _merge(pieces, 2)
   (loss, metrics), cotangents = jax.value_and_grad(value, has_aux=True)(outputs)
-  cotangents = jax.tree.map(lambda x, whole: x.reshape(whole.shape), cotangents, stacked)
+  cotangents = jax.tree.map(lambda x, piece: x.reshape(piece.shape), cotangents, pieces)
 
   def body(grads: Params, xs: tuple[Batch, dict[str, Array]]) -> tuple[Params, None]:
     micro, cotangent = xs
@@ -237,11 +245,12 @@ def _forward(
   names: tuple[str, ...],
   chunk: int,
   reference: Params | None,
+  whole: Callable[[Params], Params],
   params: Params,
   micro: Batch,
 ) -> dict[str, Array]:
   """Model fields [G*B, K, T] of one microbatch."""
-  values = log_probs(model, params, micro, names, chunk=chunk, reference=reference)
+  values = log_probs(model, whole(params), micro, names, chunk=chunk, reference=reference)
   return _merge(values, 2)
 
 

@@ -53,10 +53,15 @@ def work(batch: Batch) -> Work:
   )
 
 
-def train_flops(model: Model, todo: Work) -> float:
-  """Forward and backward: three times the forward model FLOPs; recomputation does not count."""
-  body = todo.tokens * model.flops_per_token(todo.context)
-  return 3 * (body + todo.scored * model.head_flops_per_token)
+def train_flops(model: Model, todo: Work, *, frozen: bool = False) -> float:
+  """Model FLOPs forward and backward; recomputation does not count.
+
+  A matrix product is three, the forward one and two for its gradients; of `frozen` weights, with
+  adapters beside them, two.
+  """
+  weights = todo.tokens * model.flops_per_token(0) + todo.scored * model.head_flops_per_token
+  attention = todo.tokens * (model.flops_per_token(todo.context) - model.flops_per_token(0))
+  return (2 if frozen else 3) * weights + 3 * attention
 
 
 def peak_flops(devices: list[jax.Device] | None = None) -> float | None:
