@@ -120,7 +120,7 @@ def test_every_adapter_has_its_place_on_a_mesh():
     (lambda: Lora(rank=2, targets=()), 'got targets'),
     (
       lambda: Lora(rank=13).init(made('dense')[1], KEY),
-      'rank 13 is more than a projection of 16 by 8',
+      'rank 13 is more than .* 16 by 8',
     ),
     (lambda: Lora(rank=2).init({'embed': {'w': jnp.ones((2, 2))}}, KEY), 'no layers with any'),
   ],
