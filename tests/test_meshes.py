@@ -19,19 +19,11 @@ from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
 from tests import rollouts
+from tests.steps import MESHES, scalars
 from tests.worlds import random_pairs
 
 STEPS = 10
-SCALARS = {
-  'learning_rate': 0.02, 'weight_decay': 0.0, 'b1': 0.0, 'b2': 0.95, 'eps': 1e-8, 'clip': np.inf,
-}  # fmt: skip
-MESHES = {
-  '8x1x1x1': (8, 1, 1, 1),
-  '1x8x1x1': (1, 8, 1, 1),
-  '2x2x1x2': (2, 2, 1, 2),
-  '1x4x1x2': (1, 4, 1, 2),
-  '2x1x4x1': (2, 1, 4, 1),
-}
+SCALARS = scalars(0.02)
 DATA = random_pairs(32, seed=4)
 CONFIG = models.preset('tiny', vocab_size=50, width=32, num_layers=2, mlp_width=48)
 POLICY, PARAMS = models.init(CONFIG, jax.random.key(0))

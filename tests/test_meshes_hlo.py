@@ -12,6 +12,7 @@ from jaxpref.plan import costs
 from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
+from tests.steps import MESHES, scalars
 from tests.worlds import random_pairs
 
 # No two axes are of one length: D = 48, H * head_dim = 64, kv 32, mlp 80, V = 304; rows are 20.
@@ -21,16 +22,7 @@ CONFIG = models.preset(
   'tiny', vocab_size=V, width=D, num_layers=LAYERS, num_heads=4, num_kv_heads=2, head_dim=16,
   mlp_width=80, tied=False,
 )  # fmt: skip
-SCALARS = {
-  'learning_rate': 0.02, 'weight_decay': 0.0, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8, 'clip': 1.0,
-}  # fmt: skip
-MESHES = {
-  '8x1x1x1': (8, 1, 1, 1),
-  '1x8x1x1': (1, 8, 1, 1),
-  '2x2x1x2': (2, 2, 1, 2),
-  '1x4x1x2': (1, 4, 1, 2),
-  '2x1x4x1': (2, 1, 4, 1),
-}
+SCALARS = scalars(0.02, b1=0.9, clip=1.0)
 
 
 @functools.cache

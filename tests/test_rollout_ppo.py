@@ -24,6 +24,7 @@ from jaxpref.train import policy
 from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
+from tests.steps import scalars
 
 QUIET = rich.console.Console(quiet=True)
 T = 5  # new tokens at most
@@ -34,9 +35,7 @@ POLICY, PARAMS = models.init(models.preset('tiny', **SHAPE), jax.random.key(0))
 SCORED = policy.scored(POLICY)
 APART, SHARED = ActorCritic(POLICY, SCORED), ActorCritic(POLICY, SCORED, shared=True)
 OBJECTIVE = 'ppo_clip() + 0.5*value_loss()'
-SCALARS = {
-  'learning_rate': 1.0, 'weight_decay': 0.0, 'b1': 0.0, 'b2': 0.95, 'eps': 1e-5, 'clip': np.inf,
-}  # fmt: skip
+SCALARS = scalars(1.0, eps=1e-5)
 
 
 def near(params, scale, seed):

@@ -16,16 +16,10 @@ from jaxpref.train.progress import open_progress
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
 from jaxpref.train.throughput import train_flops, work
+from tests.steps import scalars
 from tests.worlds import random_pairs
 
-SCALARS = {
-  'learning_rate': 3e-3,
-  'weight_decay': 0.0,
-  'b1': 0.9,
-  'b2': 0.95,
-  'eps': 1e-8,
-  'clip': 1.0,
-}
+SCALARS = scalars(3e-3, b1=0.9, clip=1.0)
 
 
 class Memory:

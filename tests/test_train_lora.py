@@ -20,12 +20,11 @@ from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
 from jaxpref.train.writers import read_metrics
+from tests.steps import scalars
 from tests.worlds import random_pairs
 
 QUIET = rich.console.Console(quiet=True)
-SCALARS = {
-  'learning_rate': 0.1, 'weight_decay': 0.0, 'b1': 0.0, 'b2': 0.95, 'eps': 1e-8, 'clip': np.inf,
-}  # fmt: skip
+SCALARS = scalars(0.1)
 
 
 @pytest.fixture(scope='module')

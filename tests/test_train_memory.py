@@ -13,16 +13,10 @@ from jaxpref.plan import costs
 from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
+from tests.steps import scalars
 from tests.worlds import random_pairs
 
-SCALARS = {
-  'learning_rate': 3e-3,
-  'weight_decay': 0.0,
-  'b1': 0.9,
-  'b2': 0.95,
-  'eps': 1e-8,
-  'clip': 1.0,
-}
+SCALARS = scalars(3e-3, b1=0.9, clip=1.0)
 
 
 @pytest.fixture(scope='module')

@@ -14,16 +14,10 @@ from jaxpref.objectives import Loss, dpo, objective, router_balance, sft
 from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
 from jaxpref.train.step import Hparams, make_step
+from tests.steps import scalars
 from tests.worlds import PairData, random_pairs
 
-SCALARS = {
-  'learning_rate': 0.1,
-  'weight_decay': 0.0,
-  'b1': 0.0,
-  'b2': 0.95,
-  'eps': 1e-8,
-  'clip': np.inf,
-}
+SCALARS = scalars(0.1)
 
 
 @objective(coupled=True)

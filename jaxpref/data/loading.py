@@ -210,7 +210,7 @@ def _steps(
 
 def _in_order(
   pool: futures.Executor, steps: Iterable, make: Callable
-) -> Iterator[Callable[[], '_Made']]:
+) -> Iterator[Callable[[], _Made]]:
   """What gives, when called, the result of `make` on each step, some of them ahead."""
   waiting: collections.deque[Callable[[], _Made]] = collections.deque()
   for step in steps:
@@ -223,7 +223,7 @@ def _in_order(
   yield from waiting
 
 
-def _raise(error: Exception) -> '_Made':
+def _raise(error: Exception) -> _Made:
   raise error
 
 

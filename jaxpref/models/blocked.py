@@ -29,6 +29,11 @@ class Form(NamedTuple):
   scalar: float
   limit: float | None = None
 
+  def scores(self, products: Array) -> tuple[Array, Any]:
+    """Scores of float32 products q·k, and the slope of their cap."""
+    scores = cap(products * self.scalar**-0.5, self.limit)
+    return scores, 1.0 if self.limit is None else 1.0 - jnp.square(scores / self.limit)
+
 
 def spans(length: int) -> list[tuple[int, int]]:
   """Where the blocks of a row of `length` begin and end."""
@@ -185,8 +190,7 @@ def inner_product(given: Array, out: Array) -> Array:
 def _scores(form: Form, q: Array, k: Array, seen: Array) -> tuple[Array, Any]:
   """Scores [..., kv heads, H / kv heads * block, C] and the slope of their cap."""
   raw = _product('...qd,...kd->...qk', _together(q, k).astype(k.dtype), k)
-  scores = cap(raw * form.scalar**-0.5, form.limit)
-  slope = 1.0 if form.limit is None else 1.0 - jnp.square(scores / form.limit)
+  scores, slope = form.scores(raw)
   per_head = (*scores.shape[:-2], -1, *seen.shape[-2:])
   seen = seen[..., None, None, :, :]
   scores = jnp.where(seen, scores.reshape(per_head), _LOWEST).reshape(scores.shape)

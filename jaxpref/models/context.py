@@ -13,7 +13,6 @@ are a few integers a token: every device has those of whole rows.
 """
 
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,17 +22,11 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from jaxpref.models.blocked import Form, block, block_gradient, inner_product, sees
-from jaxpref.models.placement import grouped
+from jaxpref.models.placement import group_axes, grouped
 from jaxpref.typing import Array, Layout
 
 AXIS = 'context'
 BLOCK = 256  # queries whose scores are held at once, at most
-
-
-def shards() -> int:
-  """C: over how many devices rows are divided, under `jax.set_mesh`; else 1."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return mesh.shape[AXIS] if AXIS in mesh.axis_names else 1
 
 
 def fold(x: Array, parts: int) -> Array:
@@ -294,12 +287,9 @@ def _manual(call: Callable, ins: int, outs: int) -> Callable:
   Groups, axis 0 of all arrays, are divided by hand too: left to the compiler, those of all devices
   would be gathered before their keys are. Heads, over `tensor`, are its own to divide.
   """
-  mesh = jax.sharding.get_abstract_mesh()
 
   def sharded(*args):
-    axes = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.axis_names)
-    if args[0].shape[0] % math.prod(mesh.shape[axis] for axis in axes):
-      axes = ()
+    axes = group_axes(args[0].shape[0])
     split, whole = P(axes or None, AXIS), P(axes or None)
 
     def spec(i: int, x: Array) -> P:
@@ -308,7 +298,6 @@ def _manual(call: Callable, ins: int, outs: int) -> Callable:
     specs = tuple(jax.tree.map(functools.partial(spec, i), x) for i, x in enumerate(args))
     return jax.shard_map(
       call,
-      mesh=mesh,
       in_specs=specs,
       out_specs=(split,) * outs,
       axis_names={*axes, AXIS},

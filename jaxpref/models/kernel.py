@@ -16,8 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from jaxpref.models.blocked import Form
-from jaxpref.models.layers import cap
+from jaxpref.models.blocked import Form, inner_product
 from jaxpref.models.placement import divided, mesh_size
 from jaxpref.models.tiles import Visits, needed, visits
 from jaxpref.typing import Array, Layout
@@ -53,7 +52,7 @@ def _forward(form, q, k, v, layout, window):
 
 def _backward(form, kept, given):
   q, k, v, layout, window, out, log_sums = kept
-  inner = jnp.sum(given.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+  inner = inner_product(given, out)[..., 0]
   (keys, values), pull = jax.vjp(lambda k, v: _spread(q, k, v), k, v)
   kernel = functools.partial(_backward_rows, form)
   operands = q, keys, values, given.astype(v.dtype), log_sums, inner
@@ -305,8 +304,7 @@ def _scores(form, plan, windowed, at, window, ins) -> tuple[Array, Any]:
   query_ids, key_ids, q, k = ins[:4]
   keys = k[0]
   queries = q[...].reshape(plan.columns, plan.head_dim).astype(keys.dtype)
-  scores = cap(_product(keys, queries, (1, 1)) * form.scalar**-0.5, form.limit)
-  slope = 1.0 if form.limit is None else 1.0 - jnp.square(scores / form.limit)
+  scores, slope = form.scores(_product(keys, queries, (1, 1)))
   query, key = query_ids[0:1, :], key_ids[:, 0:1]
   seen = (key == query) | (key == (query & -_BRANCHES))
   places = (plan.keys, plan.queries)

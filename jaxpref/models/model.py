@@ -28,6 +28,7 @@ from jaxpref.models.config import Config
 from jaxpref.models.decoder import LAYER_INPUT, Decoder
 from jaxpref.models.experts import Routing
 from jaxpref.models.layers import PROJECTION
+from jaxpref.models.placement import mesh_size
 from jaxpref.typing import Array, Layout, Params
 
 REMAT = ('full', 'dots', 'offload')
@@ -127,7 +128,7 @@ class Model:
     for part, part_layout in zip(tokens, layout, strict=True):
       _check_tokens(part, part_layout, ranks=(3,))
     shapes = tuple((part.shape[1], part.shape[2]) for part in tokens)
-    division = context.Division(shapes, context.shards())
+    division = context.Division(shapes, mesh_size(context.AXIS))
     states, routing = _hidden_rows(self, division, params, tokens, layout)
     if routing is not None:  # sums over tokens, so those of a group's parts are added up
       routing = jax.tree.map(

@@ -61,12 +61,18 @@ def grouped(x: Array) -> Array:
   meet them there; groups are to stay where they are, and weights to come to them. Parts of divided
   rows (see `context`) are groups of their own.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(axis for axis in ('data', 'fsdp', 'context') if axis in mesh.axis_names)
-  if not axes or x.shape[0] % math.prod(mesh.shape[axis] for axis in axes):
+  axes = group_axes(x.shape[0], (*rules.GROUPS, 'context'))
+  if not axes:
     return x
   free = (PartitionSpec.UNCONSTRAINED,) * (x.ndim - 2)
   return jax.lax.with_sharding_constraint(x, PartitionSpec(axes, *free, None))
+
+
+def group_axes(count: int, axes: Sequence[str] = rules.GROUPS) -> tuple[str, ...]:
+  """Those of `axes` that the mesh that is set has; none where they do not divide `count` groups."""
+  names = jax.sharding.get_abstract_mesh().axis_names
+  found = tuple(axis for axis in axes if axis in names)
+  return () if count % mesh_size(*found) else found
 
 
 def mesh_size(*axes: str) -> int:
@@ -90,8 +96,7 @@ def divided(
   mesh = jax.sharding.get_abstract_mesh()
   if not mesh.axis_names:
     return kernel(*operands, *rest)
-  groups = tuple(axis for axis in ('data', 'fsdp') if axis in mesh.axis_names)
-  groups = groups if operands[0].shape[0] % mesh_size(*groups) == 0 else ()
+  groups = group_axes(operands[0].shape[0])
   even = all(x.shape[2] % mesh_size('tensor') == 0 for x in operands)
   heads = 'tensor' if 'tensor' in mesh.axis_names and even else None
 

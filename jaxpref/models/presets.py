@@ -8,6 +8,7 @@ from jaxpref.models.config import Config
 from jaxpref.models.rope import Rope
 
 _LLAMA3 = dict(vocab_size=128256, num_kv_heads=8)
+_LLAMA3_8B = dict(**_LLAMA3, num_heads=32, width=4096, num_layers=32, mlp_width=14336)
 _QWEN = dict(vocab_size=151936, norm_eps=1e-6, rope=Rope(theta=1e6))
 _MISTRAL = dict(
   vocab_size=32000,
@@ -61,20 +62,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     max_positions=4096,
   ),
   'llama3-8b': dict(
-    **_LLAMA3,
-    num_heads=32,
-    width=4096,
-    num_layers=32,
-    mlp_width=14336,
+    **_LLAMA3_8B,
     max_positions=8192,
     rope=Rope(theta=5e5),
   ),
   'llama3.1-8b': dict(
-    **_LLAMA3,
-    num_heads=32,
-    width=4096,
-    num_layers=32,
-    mlp_width=14336,
+    **_LLAMA3_8B,
     max_positions=131072,
     rope=Rope.llama3(theta=5e5, factor=8.0),
   ),
