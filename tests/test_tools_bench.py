@@ -177,10 +177,19 @@ def test_a_page_with_half_a_section_is_left_alone(tmp_path):
 
 def test_a_peer_that_is_absent_is_skipped_with_the_way_to_get_it(tmp_path, monkeypatch, capsys):
   monkeypatch.setenv('JAXPREF_CACHE', str(tmp_path))
-  assert 'python -m tools.bench install --against trl' in workers.lacking('trl', 'dpo')
+  assert 'python -m tools.bench install --against trl' in workers.lacking('trl', 'dpo', 'live')
   monkeypatch.setattr(bench, 'measure', lambda args, names: result(1.0) | {'names': names})
   assert bench.main(['dpo', '--against', 'trl'])['names'] == ['ours']
   assert 'skipped trl' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ('asked', 'why'), [(['grpo'], 'measured on dpo'), (['dpo', '--reference=table'], 'no table')]
+)
+def test_a_peer_is_skipped_where_it_has_no_such_work(asked, why, monkeypatch, capsys):
+  monkeypatch.setattr(bench, 'measure', lambda args, names: result(1.0) | {'names': names})
+  assert bench.main([*asked, '--against', 'tunix'])['names'] == ['ours']
+  assert why in capsys.readouterr().out
 
 
 def test_remat_is_measured_beside_what_it_saves_on():
@@ -200,6 +209,14 @@ def test_remat_is_measured_beside_what_it_saves_on():
   assert 'with 0.40 of its peak memory' in text
   assert 'has 0.50 of its speed' in text
   assert '0.25 of the memory without, 0.10 of that of TRL' in text
+
+
+def test_tokens_beyond_the_vocabulary_are_an_error_before_anything_runs(monkeypatch):
+  over = [{'prompt': [1, 2], 'chosen': [3, 259], 'rejected': []}]  # tiny has 0 to 258
+  monkeypatch.setattr(bench.pairs, 'from_file', lambda *_: over)
+  args = bench.parse(['dpo', '--preset=micro', '--data=pairs.jsonl'])
+  with pytest.raises(workers.Failed, match=r'token 259 .*preset micro \(259\)'):
+    bench.measure(args, ['ours'])
 
 
 def test_remat_is_refused_where_there_is_no_gradient(capsys):

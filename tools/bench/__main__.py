@@ -1,6 +1,6 @@
 """How fast training and sampling are, beside what others use, on one machine in one session.
 
-  python -m tools.bench install --against trl      makes the peer's own environment
+  python -m tools.bench install --against trl,tunix   makes the peers' own environments
   python -m tools.bench dpo --preset cpu-6m --against trl
   python -m tools.bench dpo --against trl --data hh.jsonl.gz --tokenizer <folder> --reference table
   python -m tools.bench dpo --against trl --remat full      ours with it too: memory for speed
@@ -82,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any] | None:
   else:
     names = ['ours', 'remat'] if args.remat else ['ours']
     for name in args.against:
-      how = lacking(name, args.task)
+      how = lacking(name, args.task, args.reference)
       print(f'skipped {how}') if how else names.append(name)
     result, section = measure(args, names), table.section
   text = section(result)
@@ -113,6 +113,12 @@ def measure(
     rows = pairs.from_file(args.data, args.tokenizer, steps * per_step, given.max_length)
   else:
     rows = pairs.made_up(steps * per_step, config.vocab_size, given.max_length)
+  highest = max(max(map(max, filter(None, pair.values())), default=0) for pair in rows)
+  if highest >= config.vocab_size:
+    raise Failed(
+      f'{args.data}: token {highest} of --tokenizer {args.tokenizer} is beyond the vocabulary of '
+      f'--preset {args.preset} ({config.vocab_size}); take a smaller tokenizer or a larger preset'
+    )
   rows = rework(rows)
   if args.task == 'kto':
     rows = pairs.labelled(rows, shape.batch, shape.max_length)

@@ -10,20 +10,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from tools.bench.figures import Side
 from tools.bench.peers import protocol
-from tools.bench.shapes import TASKS
+from tools.bench.shapes import REFERRING, TASKS
 
 
 class Peer(NamedTuple):
-  """Another project: what pip installs, one command after another, and what it is measured on."""
+  """Another project: what pip installs, one command after another, and what it is measured on.
+
+  `table`: it can take the reference's log-probs from a table.
+  """
 
   packages: tuple[tuple[str, ...], ...]
   tasks: tuple[str, ...]
+  table: bool
 
 
 PEERS = {
-  'trl': Peer((('torch==2.13.0',), ('trl==1.16.0',)), TASKS),
+  'trl': Peer((('torch==2.13.0',), ('trl==1.16.0',)), TASKS, table=True),
+  # With the compiler that we have: what is compared is what it is given.
+  'tunix': Peer(((f'jax=={jax.__version__}', 'google-tunix==0.1.7'),), ('dpo',), table=False),
 }
 OURS = ('ours', 'remat')  # as it is, and with the remat that was asked for
 SCRIPTS = Path(__file__).parent / 'peers'
@@ -40,10 +48,12 @@ def python_of(peer: str) -> Path:
   return folder() / peer / 'bin' / 'python'
 
 
-def lacking(peer: str, task: str) -> str | None:
+def lacking(peer: str, task: str, reference: str) -> str | None:
   """Why a peer cannot be measured, or None."""
   if task not in PEERS[peer].tasks:
     return f'{peer}: it is measured on {", ".join(PEERS[peer].tasks)}, not on {task}'
+  if task in REFERRING and reference == 'table' and not PEERS[peer].table:
+    return f'{peer}: it reads no table of reference log-probs; take --reference live'
   if not python_of(peer).exists():
     return f'{peer}: not installed; `python -m tools.bench install --against {peer}` makes its venv'
   return None
