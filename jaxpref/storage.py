@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import pathlib
+import re
 import secrets
 import tempfile
 from collections.abc import Callable, Iterator
@@ -54,12 +55,14 @@ def naming(path: Any) -> Iterator[None]:
   try:
     yield
   except Exception as error:
-    if not (isinstance(error, OSError) or is_url(path)):
-      raise
     number = error.errno if isinstance(error, OSError) else None
-    reason = getattr(error, 'strerror', None) or ' '.join(f'{error}'.split())
+    if said := re.search(r"os_error_code='(\d+)'", str(error)):  # TensorStore's are ValueErrors
+      number = int(said[1])
+    if not (number or is_url(path) or isinstance(error, OSError)):
+      raise
+    reason = os.strerror(number) if number else ' '.join(f'{error}'.split())
     message = f'cannot write to {path}: {reason}; {_advice(path, number)}'
-    raise (type(error)(number, message) if number else OSError(message)) from error
+    raise type(OSError(number, ''))(message) from error
 
 
 def check_writable(folder: Any) -> None:
@@ -75,16 +78,17 @@ def check_writable(folder: Any) -> None:
       file.write(bytes(4096))  # a full disk still takes names
 
 
-def write_atomically(file: Any, text: str) -> None:
+def write_atomically(file: Any, content: str | bytes) -> None:
   """Readers see the old text or the new one, also when the process is killed half-way."""
+  data = content.encode() if isinstance(content, str) else content
   with naming(file):
     if is_url(file):
-      file.write_text(text)
+      file.write_bytes(data)
       return
     half = file.with_name(f'{file.name}.{os.getpid()}.tmp')
     try:
-      with open(half, 'w', encoding='utf-8') as out:
-        out.write(text)
+      with open(half, 'wb') as out:
+        out.write(data)
         out.flush()
         os.fsync(out.fileno())
       os.replace(half, file)

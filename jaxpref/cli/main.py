@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from absl import flags
 from absl import logging as absl_logging
@@ -41,6 +42,8 @@ def main(argv: Sequence[str]) -> int:
     return 2
   logging.basicConfig(format='jaxpref: %(message)s')  # absl's messages come to this handler too
   absl_logging.set_verbosity(absl_logging.WARNING)
+  if not os.environ.get('JAXPREF_DEBUG'):
+    logging.getLogger().handlers[0].addFilter(is_news)
   command = importlib.import_module(f'jaxpref.cli.{name}')
   try:
     return command.main(argv)
@@ -52,6 +55,11 @@ def main(argv: Sequence[str]) -> int:
   except KeyboardInterrupt:
     print(f'jaxpref {name}: interrupted', file=sys.stderr)
     return 130
+
+
+def is_news(record: logging.LogRecord) -> bool:
+  """What threads of Orbax log with a traceback is raised as well, and said then in a line."""
+  return not record.exc_info or not (record.name == 'asyncio' or 'orbax' in record.pathname)
 
 
 def use_huge_pages() -> None:
@@ -68,8 +76,20 @@ def use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
+def leave_out_echoes() -> None:
+  """Threads of TensorStore print a traceback each when Orbax no longer waits for their errors."""
+  shown = sys.excepthook
+
+  def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not (kind is RuntimeError and str(error) == 'Event loop is closed'):
+      shown(kind, error, trace)
+
+  sys.excepthook = hook
+
+
 def run() -> None:
   use_huge_pages()
+  leave_out_echoes()
   sys.exit(main(sys.argv[1:]))
 
 

@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from jaxpref.data.examples import Example
+from jaxpref.storage import naming
 
 FORMAT = 2  # raise it when the same inputs would give other tokens or another layout
 
@@ -142,6 +143,11 @@ def read(folder: pathlib.Path) -> Arrays | None:
 
 def write(folder: pathlib.Path, arrays: Arrays) -> Arrays:
   """Puts a cache in place, unless a whole one is there by now; returns it, memory-mapped."""
+  with naming(folder):
+    return _put(folder, arrays)
+
+
+def _put(folder: pathlib.Path, arrays: Arrays) -> Arrays:
   folder.parent.mkdir(parents=True, exist_ok=True)
   temporary = pathlib.Path(tempfile.mkdtemp(prefix='.building-', dir=folder.parent))
   try:

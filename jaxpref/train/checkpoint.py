@@ -21,7 +21,7 @@ from absl import logging
 
 from jaxpref import hosts
 from jaxpref.log_probs import policy_params
-from jaxpref.storage import check_writable, is_url, open_path
+from jaxpref.storage import check_writable, is_url, naming, open_path
 from jaxpref.train.checksums import checksums
 from jaxpref.train.handler import Handler, Restore, Save, check_bits, check_sizes
 from jaxpref.train.retention import Retention
@@ -114,7 +114,8 @@ class Checkpoints:
     nested = _nest(state)
     self._handler.checksums = _leaves(checksums(nested))
     items = ocp.args.Composite(state=Save(nested), meta=ocp.args.JsonSave(record))
-    return self._manager.save(step, args=items, force=True)
+    with naming(self._steps_folder):
+      return self._manager.save(step, args=items, force=True)
 
   def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, dict[str, Any]]:
     """(state, meta) of `step`, by default of the newest checkpoint that can be read.
@@ -185,7 +186,7 @@ class Checkpoints:
     self._refuse_read_only()
     handler = Handler()
     handler.checksums = _leaves(checksums(params))
-    with ocp.Checkpointer(handler) as writer:
+    with naming(self._reference), ocp.Checkpointer(handler) as writer:
       writer.save(self._reference, args=Save(params))
 
   def restore_reference(self, shardings: Any = None) -> Params:
@@ -200,7 +201,8 @@ class Checkpoints:
 
   def wait(self) -> None:
     """Returns when what was saved is on disk."""
-    self._manager.wait_until_finished()
+    with naming(self._steps_folder):
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     self.wait()

@@ -10,6 +10,7 @@ that was interrupted and one that was not agree to the last bit.
 import dataclasses
 import functools
 import hashlib
+import io
 import logging
 import os
 import uuid
@@ -26,6 +27,7 @@ from jaxpref.data import packing
 from jaxpref.data.batches import Examples
 from jaxpref.log_probs import log_probs
 from jaxpref.models import Model
+from jaxpref.storage import naming, write_atomically
 from jaxpref.typing import Batch, Params
 
 NUMERICS = 1  # raise it when a change of ours moves log-probs
@@ -77,19 +79,17 @@ class Store:
     return entries
 
   def write(self, entries: Mapping[bytes, tuple[np.ndarray, ...]]) -> None:
-    self.folder.mkdir(parents=True, exist_ok=True)
     widest = max(len(parts) for parts in entries.values())
     lengths = [[len(p) for p in parts] + [-1] * (widest - len(parts)) for parts in entries.values()]
     keys = np.stack([np.frombuffer(key, np.uint8) for key in entries])
     values = np.concatenate([v for parts in entries.values() for v in parts])
-    temporary = self.folder / f'.{uuid.uuid4().hex}.npz'
-    with open(temporary, 'wb') as file:
-      np.savez(
-        file, keys=keys, lengths=np.array(lengths, np.int32), values=values.astype(np.float32)
-      )
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.rename(self.folder / f'block-{uuid.uuid4().hex}.npz')
+    block = io.BytesIO()
+    np.savez(
+      block, keys=keys, lengths=np.array(lengths, np.int32), values=values.astype(np.float32)
+    )
+    with naming(self.folder):
+      self.folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(self.folder / f'block-{uuid.uuid4().hex}.npz', block.getvalue())
 
 
 def weights_hash(params: Params) -> str:

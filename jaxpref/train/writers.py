@@ -8,12 +8,13 @@ import json
 import math
 import os
 import secrets
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 
-from jaxpref.storage import Growing, before, is_url, open_path, write_atomically
+from jaxpref.storage import Growing, before, is_url, naming, open_path, write_atomically
 from jaxpref.train.workdir import Workdir
 
 
@@ -96,25 +97,40 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, float]]:
 
 
 class TensorBoard:
-  """Event files; a reader drops earlier events from `resume_step` + 1 on."""
+  """Event files; a reader drops earlier events from `resume_step` + 1 on.
+
+  Written by the caller: tensorboardX's own thread would die of a full disk, and its queue wait.
+  """
 
   def __init__(self, folder: Any, resume_step: int = 0):
-    import tensorboardX  # slow to import, and only runs need it
+    from tensorboardX.event_file_writer import EventsWriter  # slow to import: only runs need it
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-    # The suffix keeps apart files opened in the same second, which is all that names them else.
-    self._writer = tensorboardX.SummaryWriter(
-      str(folder), purge_step=resume_step + 1, filename_suffix=f'.{resume_step}'
-    )
+    self._folder, self._event = folder, Event
+    with naming(folder):
+      if not is_url(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+      # The suffix keeps apart files opened in the same second, which is all that names them else.
+      self._events = EventsWriter(f'{folder}/events', f'.{resume_step}')
+      start = SessionLog(status=SessionLog.START)
+      self._events.write_event(Event(step=resume_step + 1, session_log=start))
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
-    for name, value in metrics.items():
-      self._writer.add_scalar(name, float(value), int(step))
+    from tensorboardX.summary import scalar
+
+    with naming(self._folder):
+      for name, value in metrics.items():
+        event = self._event(wall_time=time.time(), step=int(step))
+        event.summary.CopyFrom(scalar(name, float(value)))
+        self._events.write_event(event)
 
   def flush(self) -> None:
-    self._writer.flush()
+    with naming(self._folder):
+      self._events.flush()
 
   def close(self) -> None:
-    self._writer.close()
+    with naming(self._folder):
+      self._events.close()
 
 
 class Wandb:
