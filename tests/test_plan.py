@@ -209,6 +209,22 @@ def test_what_the_compiler_refuses_does_not_fit(monkeypatch):
     planned.refused(plan(), jax.errors.JaxRuntimeError('INTERNAL: of another kind'))
 
 
+def test_adapters_train_alone():
+  """Tiny, 8 shards, rank 4 on q alone: A [2, 64, 4] is divided, B [2, 4, 64] is not."""
+  whole, found = plan(), plan(**{'lora.rank': 4, 'lora.targets': ('q',)})
+  adapters = 4 * (2 * 64 * 4 / 8 + 2 * 4 * 64)
+  assert found.memory['adapters'] == adapters
+  assert found.memory['optimizer'] == pytest.approx(2 * adapters, abs=64)
+  assert found.memory['gradients'] == 4 * 2 * (2 * 64 * 4) / 8
+  # Masters have gone: weights are bfloat16 and norms, which are not divided, as they were.
+  norms = 4 * (2 * 2 * 64 + 64)
+  assert found.memory['frozen parameters'] - norms == (whole.memory['parameters'] - norms) / 2
+  assert found.parameters == whole.parameters
+  # No product for the gradient of a weight: of the three of each, two stay.
+  assert 2 / 3 < found.useful / whole.useful < 1 and found.flops < whole.flops
+  assert found.wire < whole.wire
+
+
 def test_scores_take_the_place_of_the_head():
   one, two = (plan(objective='bradley_terry()', heads=n) for n in (1, 2))
   assert two.parameters - one.parameters == 64  # a row of the width
@@ -241,11 +257,27 @@ def test_a_search_says_what_it_tried_and_ranks_what_fits():
   config = planned.with_values(configs.load('dpo'), TINY)
   found = search.run(config, chips.parse('v5e:2x2'), LENGTHS, compile_best=0)
   plans = [one for _, one in found.ranked]
-  assert found.tried == len(plans) + found.too_large + sum(found.refused.values())
+  assert found.tried == len(plans) + len(found.large) + sum(found.refused.values())
   assert all(one.fits for one in plans)
   assert [one.seconds for one in plans] == sorted(one.seconds for one in plans)
   assert len({str(values) for values, _ in found.ranked}) == len(plans)
-  assert f'tried {found.tried} settings' in next(search.lines(found))
+  first, *shown = search.lines(found)
+  assert f'tried {found.tried} settings' in first
+  table = [line for line in shown if 'estimated' in line or 'mesh.tensor' in line]
+  assert len({len(line) for line in table}) == 1  # columns are columns
+
+
+def test_a_search_says_why_what_does_not_fit_does_not(monkeypatch):
+  monkeypatch.setattr(search, 'TENSOR', (1,))
+  monkeypatch.setattr(search, 'ROWS', (1,))
+  values = {'model': 'preset:llama3-8b', 'batch.size': 64, 'batch.row_lengths': ()}
+  config = planned.with_values(configs.load('dpo'), TINY | values)
+  found = search.run(config, chips.parse('v5e:4x4'), (512, 512, 512), compile_best=0)
+  assert found.ranked and found.large
+  totals = [one.total for _, one in found.large]
+  assert totals == sorted(totals) and totals[0] > found.large[0][1].capacity
+  said = [line for line in search.lines(found) if ' of 15.75; ' in line]
+  assert len(said) == min(5, len(found.large)) and all('activations' in line for line in said)
 
 
 @pytest.mark.parametrize(

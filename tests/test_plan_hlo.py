@@ -256,6 +256,35 @@ ENTRY %main (x: f32[16]) -> f32[16] {{
   assert (found.wire, found.far) == ((64, 0) if slices == 1 else (0, 64))
 
 
+@pytest.mark.parametrize(
+  ('kind', 'target', 'slices', 'sent'),
+  [
+    ('ALL_REDUCE', '{1,2}x{0:3}', 2, 64),  # half of it twice
+    ('ALL_REDUCE', '{1:4}x{0:3}', 4, 2 * 64 * 3 / 4),
+    ('ALL_GATHER', '{1,2,3}x{0:3}', 3, 64 * 2),  # its own part to both others
+  ],
+)
+def test_on_tpus_slices_exchange_through_their_hosts(kind, target, slices, sent):
+  """As the TPU's compiler writes: the parts of a slice are sums already, a shard a chip."""
+  names = f'_xla_megascale_target="{target}",_xla_megascale_transfer_type="{kind}"'
+  text = f"""\
+HloModule by_hand
+
+ENTRY %main (x: f32[16]) -> f32[16] {{
+  %x = f32[16]{{0}} parameter(0)
+  %begin = token[] after-all()
+  %send = (f32[16]{{0}}, u32[], token[]) send(%x, %begin), channel_id=1, is_host_transfer=true, \
+frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime",{names}}}
+  %sent = token[] send-done(%send), channel_id=1, is_host_transfer=true
+  ROOT %y = f32[16]{{0}} copy(%x)
+}}
+"""
+  (found,) = costs.count(text, slice_size=4).collectives
+  assert (found.slices, found.wire, found.far) == (slices, 0, pytest.approx(sent))
+  (name,) = messages.by_kind([found])
+  assert name == kind.lower().replace('_', '-') + ' between slices'
+
+
 def test_memory_traffic_of_an_update_in_place_is_what_it_puts_in():
   """A scan writes one row of its output a turn, not all of it."""
   rows, width = 512, 1024

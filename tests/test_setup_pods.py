@@ -32,11 +32,12 @@ def test_the_page_holds_the_recorded_plans():
 
 def test_more_models_held_take_more():
   """PPO's four models, two of them trained, against the one of SimPO: a trained one has
-  12 bytes a parameter, a frozen one 4."""
+  12 bytes a parameter, a frozen one 4. What adapters leave alone has 2, and most of it they do."""
   rows = [line for line in plan_table.held().splitlines() if line.startswith('| ')][2:]
   sizes = [float(row.split('|')[3]) for row in rows]
   assert sizes == sorted(sizes, reverse=True)
-  assert sizes[0] / sizes[-1] == pytest.approx((2 * 12 + 2 * 4) / 12, rel=0.02)
+  assert sizes[0] / sizes[-2] == pytest.approx((2 * 12 + 2 * 4) / 12, rel=0.02)
+  assert 2 / 12 < sizes[-1] / sizes[-2] < 0.5
 
 
 def test_the_bench_reads_the_recorded_plan_where_there_is_no_compiler(monkeypatch):

@@ -58,18 +58,27 @@ def held(model: str = 'llama3.1-8b', shards: int = 64) -> str:
     (1, shards, 1, 1), ('data', 'fsdp', 'context', 'tensor'),
     axis_types=(jax.sharding.AxisType.Auto,) * 4,
   )  # fmt: skip
-  made = planned.assembled(config, chips.parse('v5e:8x8'), mesh)
+  topology = chips.parse('v5e:8x8')
+  made = planned.assembled(config, topology, mesh, live=True)
   state, _ = estimate.state_bytes(made, live=True)
   trained, frozen = state['parameters'] + state['optimizer'], state['reference']
   rows = ['| method | models held | GiB a chip |', '| --- | --- | --- |']
   for method, learning, standing in METHODS:
     size = learning * trained + standing * frozen
     rows.append(f'| {method} | {learning + standing} | {size / GIB:.2f} |')
+  config = configs.load('pods:llama3.1-8b-dpo-lora')
+  adapted = planned.assembled(config, topology, mesh, live=False)
+  state, _ = estimate.state_bytes(adapted, live=False, frozen=True)
+  method = 'DPO, KTO, GRPO, ... with adapters (LoRA): what they adapt is the reference'
+  rows.append(f'| {method} | 1 and adapters | {sum(state.values()) / GIB:.2f} |')
   count = sum(x.size for x in jax.tree.leaves(made.state.params))
+  small = sum(x.size for x in jax.tree.leaves(adapted.state.params))
   rows += [
     '',
     f'{model}, {count / 1e9:.2f} B parameters in {shards} shards: float32 masters and reference, '
-    'two float32 moments of what trains; half as much for moments in bfloat16.',
+    'two float32 moments of what trains; half as much for moments in bfloat16. Adapters of rank '
+    f'{config.lora.rank}: {small / 1e6:.0f} M parameters, each in shards along one side alone; the '
+    'others stand still in bfloat16.',
   ]
   return '\n'.join(rows)
 

@@ -28,7 +28,7 @@ KERNELS = ('tpu_custom_call', '__gpu$xla.gpu.triton', 'mosaic_gpu')  # written b
 _FREE = {
   'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'conditional', 'call',
   'partition-id', 'replica-id', 'after-all', 'copy-done', 'async-done', 'async-update',
-  'optimization-barrier', 'iota', *(f'{kind}-done' for kind in KINDS),
+  'optimization-barrier', 'iota', 'send-done', 'recv-done', *(f'{kind}-done' for kind in KINDS),
 }  # fmt: skip
 _IN_PLACE = ('AllocateBuffer', 'AsyncCollectiveDone', 'ConcatBitcast', 'AssumeGatherIndicesInBound')
 

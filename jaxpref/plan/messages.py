@@ -77,6 +77,8 @@ def collective(step: Step, slice_size: int = 0) -> Collective | None:
   reduce-scatter.
   """
   one, where = step.instruction, step.computation
+  if one.opcode == 'send' and 'xla_megascale_runtime' in one.rest:
+    return _far(step)
   kind = one.opcode.removesuffix('-start')
   if kind not in KINDS:
     return None
@@ -96,6 +98,23 @@ def collective(step: Step, slice_size: int = 0) -> Collective | None:
   size = taken if kind == 'reduce-scatter' else made
   group, slices = _reach(one, slice_size)
   return Collective(kind, one.arrays, size, group, step.times, one.op_name, slices)
+
+
+def _far(step: Step) -> Collective:
+  """What a TPU hands to its host, which exchanges it with its likes in other slices."""
+  one = step.instruction
+  said = lambda name: re.search(rf'_xla_megascale_{name}="(.*?)"', one.rest)  # noqa: E731
+  transfer, target = said('transfer_type'), said('target')
+  kind = transfer[1].lower().replace('_', '-') if transfer else 'collective-permute'
+  slices = _counted(target[1]) if target else 2
+  size = one.arrays[0].bytes * (slices if kind == 'all-gather' else 1)  # of which it gives a part
+  return Collective(kind, one.arrays[:1], size, slices, step.times, one.op_name, slices)
+
+
+def _counted(target: str) -> int:
+  """How many slices '{1,3:4}x{0:3}' names: 3, here."""
+  parts = [numbers(part.replace(':', ',')) for part in target.split('}')[0].strip('{').split(',')]
+  return sum(part[-1] - part[0] + 1 for part in parts)
 
 
 def _reach(one: Instruction, slice_size: int) -> tuple[int, int]:

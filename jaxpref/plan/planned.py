@@ -22,13 +22,14 @@ from jaxpref.plan import chips, costs, estimate, messages, rollouts
 from jaxpref.plan.chips import Topology
 from jaxpref.plan.hlo import Instruction
 from jaxpref.rollout.source import Online
-from jaxpref.train import anchor, critics, policy
+from jaxpref.train import anchor, critics, lora, policy
 from jaxpref.train.throughput import work
 from jaxpref.typing import Batch
 
 STEPS = 1000  # of the run; only its schedule depends on it
 AT_WORK = 'activations and temporaries'
-HELD = (*estimate.STATE, *rollouts.STANDING)  # parts of memory that stay between steps
+# Parts of memory that stay between steps.
+HELD = (*estimate.STATE, *estimate.ADAPTED, *rollouts.STANDING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,17 +170,19 @@ def make(
     host_batch = batches.make(config, objective, tokens, groups, live=attached)
   made = program.assemble(config, objective, model, STEPS, mesh, live=live)
   given = estimate.sizes(host_batch, made.chunk)
-  memory, host = estimate.state_bytes(made, live=live)
+  frozen = lora.chosen(config) is not None
+  trained = sum(x.size for x in jax.tree.leaves(made.state.params))
+  memory, host = estimate.state_bytes(made, live=live, frozen=frozen)
   given_bytes = sum(memory.values())
   sampling, apart = {}, {}
   reference = config.reference if anchor.is_read(objective) else 'none'
   if source is not None:
     reference = 'live' if source.needs_reference or live else 'none'
-    held = rollouts.memory(config, objective, source, made, own, live=live)
+    held = rollouts.memory(config, objective, source, made, own, live=live, frozen=frozen)
     host += held.host
     memory |= held.standing
     sampling, apart = held.sampling, held.roles
-  flops, useful = estimate.flops(model, host_batch, mesh.size, live=live)
+  flops, useful = estimate.flops(model, host_batch, mesh.size, live=live, frozen=frozen)
   plan = Plan(
     model=config.model,
     objective=config.objective,
@@ -200,7 +203,7 @@ def make(
       'moments': config.optimizer.dtype,
       'reference': reference + ' on the host' * bool(host),
     },
-    memory=memory | estimate.temporaries(actor, given, shape),
+    memory=memory | estimate.temporaries(actor, given, shape, trained),
     host=host,
     capacity=topology.peaks.memory,
     flops=flops,
@@ -219,14 +222,14 @@ def make(
     roles=apart,
   )
   if analytic:
-    sent = estimate.messages(actor, given, shape, live=live, slices=slices)
+    sent = estimate.messages(actor, given, shape, trained, live=live, slices=slices)
     return dataclasses.replace(
       plan,
       messages={kind: (0, size) for kind, (_, size) in messages.by_kind(sent).items()},
       wire=sum(one.wire for one in sent),
       far=sum(one.far for one in sent),
     )
-  given_state = made.state._replace(reference=made.reference) if live else made.state
+  given_state = made.state._replace(reference=made.reference) if live or frozen else made.state
   arguments = batches.abstract(host_batch, sharding.batch_sharding(mesh))
   with jax.set_mesh(mesh):
     lowered, began = made.step.lower(given_state, arguments, made.hparams), time.monotonic()
@@ -282,10 +285,10 @@ def with_sampler(plan: Plan, sampler: dict[str, Any]) -> Plan:
   return dataclasses.replace(plan, sampler=sampler, roles=apart)
 
 
-def assembled(config: ConfigDict, topology: Topology, mesh: Any) -> program.Program:
-  """The program of `config` on `mesh`, with a live reference."""
+def assembled(config: ConfigDict, topology: Topology, mesh: Any, *, live: bool) -> program.Program:
+  """The program of `config` on `mesh`, perhaps with a live reference."""
   model = describe(config, topology)
-  return program.assemble(config, parse(config.objective), model, STEPS, mesh, live=True)
+  return program.assemble(config, parse(config.objective), model, STEPS, mesh, live=live)
 
 
 def find(config: ConfigDict, spec: str) -> Model:

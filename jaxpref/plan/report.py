@@ -108,6 +108,8 @@ def advice(plan: Plan) -> str:
     found.append('reference=table, or reference_memory=host')
   if plan.mesh['data'] > 1:
     found.append('mesh.data=1 and a larger mesh.fsdp')
+  if 'optimizer' == largest:
+    found.append('adapters, as lora.rank=16')
   found.append(f'more than {plan.chips} chips')
   return f'{times:.2f} times the memory; try {", ".join(found)}'
 

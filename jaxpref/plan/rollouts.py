@@ -78,10 +78,13 @@ def memory(
   own: roles.Roles,
   *,
   live: bool,
+  frozen: bool,
 ) -> Held:
   """Where reference, reward models and sampler live, and how much of it each chip holds.
 
-  `live`: the state holds a reference too, a copy of its own.
+  Args:
+    live: the state holds a reference too, a copy of its own.
+    frozen: what adapters adapt is the reference, and a part of the state.
 
   Raises:
     ValueError: as a run would, for devices that would have nothing to do.
@@ -92,7 +95,7 @@ def memory(
   if own.reference is not own.training:
     theirs = program.placed(own.reference.abstract_mesh, bare(made.reference))
     parts['reference'] = {'reference': estimate.bytes_of(theirs)}
-  elif source.needs_reference or live:
+  elif (source.needs_reference or live) and not frozen:
     name = COPY if live else 'reference'
     standing = {name: estimate.bytes_of(made.reference)}
     host = estimate.bytes_of(made.reference, host=True)

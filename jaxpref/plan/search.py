@@ -18,22 +18,24 @@ TENSOR = (1, 2, 4, 8)
 REMAT = ('', 'dots', 'full', 'offload')
 MICROBATCHES = (1, 2, 4, 8)
 ROWS = (1, 2, 4)  # examples a row
+# What is varied, with the width of its column.
+KEYS = {'mesh.tensor': 11, 'remat': 7, 'batch.microbatches': 18, 'batch.row_lengths': 17}
 
 
 class Found(NamedTuple):
-  """`ranked` are the plans that fit, compiled ones first, best first, each with what it sets."""
+  """`ranked` are the plans that fit, compiled ones first, best first, each with what it sets; those
+  in `large` do not, the smallest first."""
 
   ranked: list[tuple[dict[str, Any], Plan]]
+  large: list[tuple[dict[str, Any], Plan]]
   tried: int
   refused: dict[str, int]  # why a setting cannot be -> how many
-  too_large: int
-  smallest: tuple[dict[str, Any], Plan] | None  # of those that do not fit, where none does
 
   def as_json(self) -> dict[str, Any]:
     return {
       'tried': self.tried,
       'refused': self.refused,
-      'too_large': self.too_large,
+      'too_large': len(self.large),
       'ranked': [{'set': values, **plan.as_json()} for values, plan in self.ranked],
     }
 
@@ -68,9 +70,9 @@ def run(
     best.append((values, planned.make(changed, topology, lengths, price=price)))
   best.sort(key=_rank)
   ranked = [one for one in best if one[1].fits] + fitting[compile_best:]
-  smallest = min(large, key=lambda one: one[1].total) if large and not ranked else None
-  misjudged = sum(not plan.fits for _, plan in best)
-  return Found(ranked, tried, refused, len(large) + misjudged, smallest)
+  large += [one for one in best if not one[1].fits]
+  large.sort(key=lambda one: one[1].total)
+  return Found(ranked, large, tried, refused)
 
 
 def candidates(
@@ -79,7 +81,7 @@ def candidates(
   """Keys of the config and their values."""
   room = sum(lengths)
   for tensor, remat, micro, rows in itertools.product(TENSOR, REMAT, MICROBATCHES, ROWS):
-    groups = topology.chips // tensor
+    groups = topology.chips * config.mesh.slices // tensor
     if topology.chips % tensor or config.batch.size % (groups * micro):
       continue
     if rows > config.batch.size // (groups * micro) or (remat == 'offload' and not topology.tpu):
@@ -95,30 +97,44 @@ def candidates(
     }
 
 
-def _rank(one: tuple[Mapping[str, Any], Plan]) -> tuple[float, float]:
-  return one[1].seconds, one[1].total
+def _rank(one: tuple[Mapping[str, Any], Plan]) -> tuple[float, ...]:
+  """Of settings that are as fast, those that read weights and move activations less often."""
+  values, plan = one
+  return plan.seconds, values['batch.microbatches'], values['mesh.tensor'], plan.total
 
 
 def lines(found: Found, most: int = 10) -> Iterator[str]:
   """What was tried and what came of it."""
   axes = f'mesh.tensor {TENSOR}, remat {REMAT}, microbatches {MICROBATCHES}, examples a row {ROWS}'
   yield f'tried {found.tried} settings that divide the batch, of {axes}'
-  yield f'{len(found.ranked)} fit, {found.too_large} do not'
+  yield f'{len(found.ranked)} fit, {len(found.large)} do not'
   for reason, count in found.refused.items():
     yield f'{count} cannot be: {reason}'
+  if found.ranked:
+    yield ''
+    yield _row('at least', 'MFU at most', 'GiB a chip', 'how', {name: name for name in KEYS})
   for values, plan in found.ranked[:most]:
-    said = ' '.join(f'{key}={value}' for key, value in sorted(_varied(values).items()))
-    yield (
-      f'{plan.seconds:7.3f} s  MFU {plan.mfu:5.1%}  {plan.total / GIB:6.2f} GiB  {plan.source:<9}  '
-      f'{said}'
+    yield _row(
+      f'{plan.seconds:.3f} s', f'{plan.mfu:.1%}', f'{plan.total / GIB:.2f}', plan.source, values
     )
+  if len(found.ranked) > most:
+    yield f'and {len(found.ranked) - most} more'
+  if found.large:
+    yield ''
+    yield _row('too large', '', 'GiB a chip', 'how', {name: name for name in KEYS})
+  for values, plan in found.large[: most // 2]:
+    most_of, size = max(plan.memory.items(), key=lambda part: part[1])
+    row = _row('', '', f'{plan.total / GIB:.2f}', plan.source, values)
+    yield f'{row}   of {plan.capacity / GIB:.2f}; {most_of} {size / GIB:.2f}'
   if found.ranked and found.ranked[0][1].source == 'compiled':
     yield ''
     yield from report.lines(found.ranked[0][1])
-  if found.smallest:
-    yield f'nothing fits; the smallest, {_varied(found.smallest[0])}:'
-    yield report.advice(found.smallest[1])
+  if found.large and not found.ranked:
+    yield f'nothing fits; the smallest is {report.advice(found.large[0][1])}'
 
 
-def _varied(values: Mapping[str, Any]) -> dict[str, Any]:
-  return {k: v for k, v in values.items() if k not in ('mesh.data', 'mesh.fsdp', 'mesh.context')}
+def _row(time: str, mfu: str, size: str, how: str, values: Mapping[str, Any]) -> str:
+  first = lambda value: value[0] if isinstance(value, tuple) else value  # noqa: E731
+  said = {name: first(values[name]) for name in KEYS}
+  keys = '  '.join(f'{said[name] or "none":>{width}}' for name, width in KEYS.items())
+  return f'{time:>9}  {mfu:>11}  {size:>10}  {how:<9}  {keys}'
