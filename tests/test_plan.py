@@ -267,6 +267,27 @@ def test_a_search_says_what_it_tried_and_ranks_what_fits():
   assert len({len(line) for line in table}) == 1  # columns are columns
 
 
+def test_a_search_goes_on_where_the_compiler_finds_the_best_too_large(monkeypatch):
+  compiled, make = [], planned.make
+
+  def stand_in(config, topology, lengths, *, analytic=False, price=None):
+    found = make(config, topology, lengths, analytic=True, price=price)
+    if analytic:
+      return found
+    compiled.append(config)
+    refusal = 'too large' if len(compiled) < 3 else ''
+    return dataclasses.replace(found, source='compiled', refusal=refusal)
+
+  monkeypatch.setattr(planned, 'make', stand_in)
+  monkeypatch.setattr(search, 'TENSOR', (1,))
+  config = planned.with_values(configs.load('dpo'), TINY)
+  found = search.run(config, chips.parse('v5e:2x2'), LENGTHS, compile_best=1)
+  assert len(compiled) == 3
+  assert [one.source for _, one in found.ranked[:2]] == ['compiled', 'estimated']
+  assert [one.refusal for _, one in found.large] == ['too large'] * 2
+  assert len(found.ranked) + len(found.large) + sum(found.refused.values()) == found.tried
+
+
 def test_a_search_says_why_what_does_not_fit_does_not(monkeypatch):
   monkeypatch.setattr(search, 'TENSOR', (1,))
   monkeypatch.setattr(search, 'ROWS', (1,))

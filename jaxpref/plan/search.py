@@ -24,7 +24,7 @@ KEYS = {'mesh.tensor': 11, 'remat': 7, 'batch.microbatches': 18, 'batch.row_leng
 
 class Found(NamedTuple):
   """`ranked` are the plans that fit, compiled ones first, best first, each with what it sets; those
-  in `large` do not, the smallest first."""
+  in `large` do not, again compiled ones first, then the smallest."""
 
   ranked: list[tuple[dict[str, Any], Plan]]
   large: list[tuple[dict[str, Any], Plan]]
@@ -48,7 +48,7 @@ def run(
   compile_best: int = 2,
   price: float | None = None,
 ) -> Found:
-  """Searches around `config`; `compile_best` of the estimated best are compiled."""
+  """Searches around `config`; of the estimated best `compile_best` that fit are compiled."""
   fitting: list[tuple[dict[str, Any], Plan]] = []
   large: list[tuple[dict[str, Any], Plan]] = []
   refused: dict[str, int] = {}
@@ -64,15 +64,21 @@ def run(
       continue
     (fitting if plan.fits else large).append((values, plan))
   fitting.sort(key=_rank)
-  best = []
-  for values, _ in fitting[:compile_best]:
+  best: list[tuple[dict[str, Any], Plan]] = []
+  # Estimates err, so where the compiler finds one too large the next is tried, up to a limit.
+  while fitting and len(best) < 3 * compile_best and _count(best) < compile_best:
+    values, _ = fitting.pop(0)
     changed = planned.with_values(config, values)
     best.append((values, planned.make(changed, topology, lengths, price=price)))
   best.sort(key=_rank)
-  ranked = [one for one in best if one[1].fits] + fitting[compile_best:]
+  ranked = [one for one in best if one[1].fits] + fitting
   large += [one for one in best if not one[1].fits]
-  large.sort(key=lambda one: one[1].total)
+  large.sort(key=lambda one: (one[1].source == 'estimated', one[1].total))
   return Found(ranked, large, tried, refused)
+
+
+def _count(plans: list[tuple[dict[str, Any], Plan]]) -> int:
+  return sum(plan.fits for _, plan in plans)
 
 
 def candidates(
