@@ -15,6 +15,8 @@ def config(**changes):
     'optimizer': {'learning_rate': 3e-4, 'clip': None},
     'log': {'every': 10, 'wandb': ''},
     'mesh': {'data': 1},
+    'batch': {'size': 8, 'chunk': 0},
+    'reference_memory': 'device',
     'empty': {},
   }
   new = ml_collections.ConfigDict(values)
@@ -56,8 +58,11 @@ def test_another_config_is_refused_by_keys_with_both_values(tmp_path):
 
 def test_what_does_not_change_results_may_change(tmp_path):
   open_workdir(tmp_path, config())
-  open_workdir(tmp_path, config(**{'log.every': 1, 'mesh.data': 8}))
+  other = {'log.every': 1, 'mesh.data': 8, 'batch.chunk': 512, 'reference_memory': 'host'}
+  open_workdir(tmp_path, config(**other))
   assert read_config(tmp_path).mesh.data == 8
+  with pytest.raises(ValueError, match=r'batch\.size: 8 there, 16 now'):
+    open_workdir(tmp_path, config(**{'batch.size': 16}))
 
 
 def test_only_whole_names_are_free(tmp_path):

@@ -25,8 +25,20 @@ from absl import logging
 from jaxpref.storage import check_writable, open_path, write_atomically
 
 # May differ when a run resumes: what is reported and kept, and what moves results by rounding only
-# (where and in which pieces the same step is computed).
-FREE = ('log', 'eval', 'checkpoint', 'mesh', 'remat', 'attention', 'profile', 'batch.microbatches')
+# (where and in which pieces the same step is computed). The same bits are promised to the same
+# command alone.
+FREE = (
+  'log',
+  'eval',
+  'checkpoint',
+  'profile',
+  'mesh',
+  'remat',
+  'attention',
+  'reference_memory',
+  'batch.microbatches',
+  'batch.chunk',
+)
 # May grow, to train for longer.
 GROWING = ('steps', 'epochs')
 
