@@ -53,6 +53,17 @@ CASES = {
     '--config.rollout.ahead=1',
     '--config.data.eval_fraction=0.2',
   ),
+  'kto': ('--config=losses:kto,tiny', '--config.mesh.data=2', '--config.mesh.fsdp=-1'),
+  'reward': ('--config=reward:tiny', '--config.mesh.data=1', '--config.mesh.fsdp=-1'),
+  'grpo': (
+    '--config=grpo:tiny',
+    '--config.mesh.data=1',
+    '--config.mesh.fsdp=-1',
+    '--config.rollout.prompts=8',
+    '--config.rollout.samples=2',
+    '--config.rollout.max_new_tokens=4',
+    '--config.rollout.ahead=1',
+  ),
 }
 
 
@@ -171,7 +182,7 @@ def half_done(workdir, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('case', ['dpo', 'sft', 'ppo'])
 def test_two_processes_are_one(runs, case):
   alone, two = runs(case, 1), runs(case, 2)
   # Two evaluations and every step: each is in the file once, so process 1 wrote nothing.
@@ -185,7 +196,17 @@ def test_two_processes_are_one(runs, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ('case', 'before', 'after'), [('dpo', 2, 1), ('dpo', 1, 2), ('dpo', 2, 2), ('ppo', 2, 2)]
+  ('case', 'before', 'after'),
+  [
+    ('dpo', 2, 1),
+    ('dpo', 1, 2),
+    ('dpo', 2, 2),
+    ('ppo', 2, 2),
+    ('sft', 2, 1),
+    ('kto', 1, 2),
+    ('reward', 2, 1),
+    ('grpo', 1, 2),
+  ],
 )
 def test_a_run_goes_on_with_another_number_of_processes(runs, pairs, tmp_path, case, before, after):
   workdir = half_done(runs(case, before), tmp_path / 'run')

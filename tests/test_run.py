@@ -143,3 +143,23 @@ def test_a_chain_of_runs_from_a_preset_outlives_its_links(tmp_path):
     spec = str(folder)
   expected = models.preset('tiny', vocab_size=tokenizer.vocab_size)
   assert policy.architecture(spec, tokenizer) == expected
+
+
+@pytest.mark.slow
+def test_a_run_with_divided_rows_is_one_on_a_device(tmp_path, monkeypatch):
+  """Groups over data and fsdp, each row over two devices: every step, and the evaluation."""
+  mesh = {'mesh.data': 2, 'mesh.fsdp': 2, 'mesh.context': 2}
+  many = run.train(tiny(steps=3, **mesh), tmp_path / 'many', console=QUIET)
+  with monkeypatch.context() as patch:
+    patch.setattr(run.roles, 'trainers', lambda config, devices: devices[:1])
+    alone = run.train(tiny(steps=3, **{'mesh.data': 1}), tmp_path / 'alone', console=QUIET)
+  assert {x.sharding.num_devices for x in jax.tree.leaves(many.params)} == {8}
+  assert {x.sharding.num_devices for x in jax.tree.leaves(alone.params)} == {1}
+
+  lines, theirs = (read_metrics(tmp_path / one / 'metrics.jsonl') for one in ('many', 'alone'))
+  for ours, line in zip(lines, theirs, strict=True):
+    assert ours.keys() == line.keys()
+    for name in ('loss', 'grad_norm', 'rewards/margins', 'eval/loss', 'eval/rewards/margins'):
+      if name in line:
+        assert ours[name] == pytest.approx(line[name], rel=1e-4, abs=1e-6), name
+        assert name != 'loss' or ours[name] == pytest.approx(line[name], rel=1e-5)
