@@ -4,6 +4,7 @@ All are estimated, which takes no compiler; then the few best are compiled and r
 compiled program says.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -65,20 +66,40 @@ def run(
     (fitting if plan.fits else large).append((values, plan))
   fitting.sort(key=_rank)
   best: list[tuple[dict[str, Any], Plan]] = []
-  # Estimates err, so where the compiler finds one too large the next is tried, up to a limit.
-  while fitting and len(best) < 3 * compile_best and _count(best) < compile_best:
-    values, _ = fitting.pop(0)
-    changed = planned.with_values(config, values)
-    best.append((values, planned.make(changed, topology, lengths, price=price)))
+  factors: dict[str, float] = {}  # by remat, of what a step needs on top of its state
+
+  def known(one: tuple[dict[str, Any], Plan]) -> tuple[dict[str, Any], Plan]:
+    values, plan = one
+    return values, _grown(plan, factors.get(values['remat'], 1.0))
+
+  # Estimates err. What the compiler finds of one setting holds for its likes; up to a limit.
+  while len(best) < 3 * compile_best and sum(plan.fits for _, plan in best) < compile_best:
+    left = [one for one in fitting if known(one)[1].fits]
+    if not left:
+      break
+    values, guess = left[0]
+    fitting.remove(left[0])
+    plan = planned.make(planned.with_values(config, values), topology, lengths, price=price)
+    best.append((values, plan))
+    found = _work(plan) / _work(guess)
+    factors[values['remat']] = max(found, factors.get(values['remat'], 1.0))
   best.sort(key=_rank)
-  ranked = [one for one in best if one[1].fits] + fitting
-  large += [one for one in best if not one[1].fits]
+  both = [*best, *map(known, fitting)]
+  ranked = [one for one in both if one[1].fits]
+  large += [one for one in both if not one[1].fits]
   large.sort(key=lambda one: (one[1].source == 'estimated', one[1].total))
   return Found(ranked, large, tried, refused)
 
 
-def _count(plans: list[tuple[dict[str, Any], Plan]]) -> int:
-  return sum(plan.fits for _, plan in plans)
+def _work(plan: Plan) -> float:
+  return sum(size for name, size in plan.memory.items() if name not in planned.HELD)
+
+
+def _grown(plan: Plan, factor: float) -> Plan:
+  """The plan, with so many times the memory on top of the state."""
+  sizes = plan.memory.items()
+  memory = {name: size * (1 if name in planned.HELD else factor) for name, size in sizes}
+  return dataclasses.replace(plan, memory=memory)
 
 
 def candidates(
@@ -113,7 +134,7 @@ def lines(found: Found, most: int = 10) -> Iterator[str]:
   """What was tried and what came of it."""
   axes = f'mesh.tensor {TENSOR}, remat {REMAT}, microbatches {MICROBATCHES}, examples a row {ROWS}'
   yield f'tried {found.tried} settings that divide the batch, of {axes}'
-  yield f'{len(found.ranked)} fit, {len(found.large)} do not'
+  yield f'{len(found.ranked)} fit, {len(found.large)} do not; estimated times leave out memory traffic'
   for reason, count in found.refused.items():
     yield f'{count} cannot be: {reason}'
   if found.ranked:
