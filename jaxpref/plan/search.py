@@ -134,7 +134,7 @@ def lines(found: Found, most: int = 10) -> Iterator[str]:
   """What was tried and what came of it."""
   axes = f'mesh.tensor {TENSOR}, remat {REMAT}, microbatches {MICROBATCHES}, examples a row {ROWS}'
   yield f'tried {found.tried} settings that divide the batch, of {axes}'
-  yield f'{len(found.ranked)} fit, {len(found.large)} do not; estimated times leave out memory traffic'
+  yield f'{len(found.ranked)} fit, {len(found.large)} do not; estimates know no memory traffic'
   for reason, count in found.refused.items():
     yield f'{count} cannot be: {reason}'
   if found.ranked:
