@@ -29,6 +29,7 @@ DPO = 'dpo(beta=0.1)'
 B8, B70, SMALL = 'llama3.1-8b', 'llama3.1-70b', 'qwen3-0.6b'
 DOTS: Mapping[str, Any] = {'remat': 'dots', 'batch.size': 64}
 KEPT: Mapping[str, Any] = {'remat': '', 'batch.size': 64}
+SMALL_STEPS: Mapping[str, Any] = {'remat': '', 'batch.size': 16, 'batch.microbatches': 4}
 LORA: Mapping[str, Any] = {'lora.rank': 16, 'lora.alpha': 32.0}
 PODS = {
   'llama3.1-8b-dpo': Pod('v5e:8x8', B8, DPO, 5e-7, DOTS),
@@ -37,7 +38,7 @@ PODS = {
   'llama3.1-8b-simpo-v5p': Pod('v5p:4x4x4', B8, SIMPO, 1e-6, KEPT),
   'llama3.1-8b-dpo-lora': Pod('v5e:8x8', B8, DPO, 1e-5, {**DOTS, **LORA}),
   'llama3.1-8b-dpo-lora-v5p': Pod('v5p:4x4x4', B8, DPO, 1e-5, {**KEPT, **LORA}),
-  'qwen3-0.6b-dpo': Pod('v5e:2x2', SMALL, DPO, 1e-6, {**DOTS, 'batch.size': 16}),
+  'qwen3-0.6b-dpo': Pod('v5e:2x2', SMALL, DPO, 1e-6, SMALL_STEPS),
   'llama3.1-70b-dpo': Pod('v5p:8x8x8', B70, DPO, 5e-7, {**DOTS, 'batch.size': 512}),
 }
 
