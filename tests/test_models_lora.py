@@ -11,8 +11,7 @@ from jaxpref.sharding import make_mesh, params_sharding
 
 LORA = Lora(rank=3, alpha=6.0)
 KINDS = {
-  'dense': {},
-  'biases': dict(qkv_bias=True, out_bias=True, mlp_bias=True, gated=False, norm='layer'),
+  'dense': dict(qkv_bias=True),
   'experts': dict(num_experts=4, experts_per_token=2),
 }
 TOKENS = jax.random.randint(jax.random.key(9), (2, 7), 0, 31)
@@ -20,7 +19,7 @@ TOKENS = jax.random.randint(jax.random.key(9), (2, 7), 0, 31)
 
 def made(kind, lora=LORA, seed=1):
   """(model, parameters, adapters that add something)."""
-  config = preset('tiny', vocab_size=31, width=16, num_layers=2, mlp_width=12, **KINDS[kind])
+  config = preset('tiny', vocab_size=31, width=16, num_layers=1, mlp_width=12, **KINDS[kind])
   model, params = init(config, jax.random.key(0))
   adapters = lora.init(params, jax.random.key(seed))
   drawn = lambda x: 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
@@ -81,8 +80,8 @@ def test_at_first_they_change_nothing_and_are_where_they_are_asked_for():
   assert set(layers) == {'attention', 'mlp'}
   assert set(layers['attention']) == {'q'} and set(layers['mlp']) == {'down'}
   assert jax.tree.map(jnp.shape, layers['mlp']['down']['w']) == {
-    'lora_a': (2, 12, 2),
-    'lora_b': (2, 2, 16),
+    'lora_a': (1, 12, 2),
+    'lora_b': (1, 2, 16),
   }
   joined = lora.join(params, adapters)
   assert loss(model, joined) == loss(model, params)

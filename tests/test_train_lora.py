@@ -115,6 +115,7 @@ def test_the_reference_is_the_model_without_its_adapters(pairs, tmp_path):
   assert next(iter(lines))['loss'] == pytest.approx(np.log(2), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_and_is_exported_dense(pairs, tmp_path):
   c = settings(pairs, steps=40, **{'lora.rank': 4, 'optimizer.learning_rate': 2e-2})
   trained = run.train(c, tmp_path / 'w', console=QUIET)
@@ -162,7 +163,7 @@ def test_eight_devices_are_one(mesh, pairs):
 
 
 def one_step(c, mesh):
-  model, params = models.init(models.preset('tiny', vocab_size=50), jax.random.key(0))
+  model, params = models.init(models.preset('tiny', vocab_size=50, num_layers=1), jax.random.key(0))
   chosen = lora.chosen(c)
   base, trained = lora.split(chosen, params, 0, model.dtype)
   drawn = lambda x: 0.02 * jax.random.normal(jax.random.key(x.size), x.shape)  # noqa: E731
