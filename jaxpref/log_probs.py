@@ -2,9 +2,11 @@
 
 Hidden states of the scored tokens' predecessors are gathered, cut into chunks, and each chunk
 meets the LM head under `jax.checkpoint`: its logits live only while the chunk does, in the forward
-pass and again in the backward one. Every requested field comes from that one pass.
+pass and again in the backward one (`Model.keep_logits` trades memory for this product). Every
+requested field comes from that one pass.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.models import Model, States, fold, held, unfold
+from jaxpref.models.decoder import LOGITS
 from jaxpref.typing import Array, Batch, Params
 
 CHUNK = 256  # scored tokens whose logits are held at once, per group
@@ -258,7 +261,9 @@ def head(
     padded = jnp.pad(x, ((0, 0), (0, pad), *((0, 0),) * (x.ndim - 2)))
     return padded.reshape(groups, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-  @jax.checkpoint
+  kept = jax.checkpoint_policies.save_only_these_names(LOGITS) if model.keep_logits else None
+
+  @functools.partial(jax.checkpoint, policy=kept)
   def one(
     params: Params, ref_params: Params, states: Array, targets: Array, theirs: Any
   ) -> Mapping:

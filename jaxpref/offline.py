@@ -114,6 +114,8 @@ def configured(config: ConfigDict, model: Model, platform: str) -> Model:
   return model.replace(
     dtype=default_dtype(platform) if config.dtype == 'auto' else config.dtype,
     remat=config.remat or None,
+    keep_logits=config.keep_logits,
+    temperature=config.temperature,
     attention=ATTENTION.get(config.attention) or default_attention(platform),
   )
 

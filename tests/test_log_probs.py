@@ -189,6 +189,19 @@ def test_chunks_do_not_matter_for_value_or_gradient(tiny):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, other_grads)
 
 
+def test_a_tempered_policy_is_the_softmax_of_divided_logits(tiny):
+  model, params = tiny
+  states = jax.random.normal(jax.random.key(1), (1, 40, 64))
+  targets = jax.random.randint(jax.random.key(2), (1, 40), 0, 50)
+  found = head(model.replace(temperature=0.4), params, states, targets, ('logps', 'entropy'))
+  log_p = log_softmax(np.asarray(model.unembed(params, states), np.float64) / 0.4)
+  logps = np.take_along_axis(log_p, np.asarray(targets)[..., None], -1)[..., 0]
+  np.testing.assert_allclose(found['logps'], logps, atol=1e-5)
+  np.testing.assert_allclose(found['entropy'], -(np.exp(log_p) * log_p).sum(-1), atol=1e-5)
+  with pytest.raises(ValueError, match='temperature must be positive and finite, got 0'):
+    model.replace(temperature=0.0)
+
+
 @pytest.mark.parametrize('fields', [('logps', 'entropy'), ('logps', 'forward_kl')])
 def test_logits_of_all_tokens_are_never_held(fields):
   model, params = init(preset('tiny', vocab_size=8192, num_layers=1), jax.random.key(0))

@@ -103,6 +103,16 @@ def test_a_vanishing_temperature_is_greedy(rotary):
   assert rows(cold) == rows(draw(rotary, prompts, mask, sampling=GREEDY))
 
 
+def test_the_policys_temperature_is_the_samplers_and_is_in_its_true_log_probs(rotary):
+  model, params = rotary
+  prompts, mask = padded()
+  warm = draw((model.replace(temperature=1.7), params), prompts, mask)
+  asked = draw(rotary, prompts, mask, sampling=Sampling(temperature=1.7))
+  assert rows(warm) == rows(asked)
+  np.testing.assert_allclose(warm.logps, asked.sampling_logps, atol=1e-6)
+  assert abs(np.asarray(asked.logps - asked.sampling_logps)).max() > 0.01
+
+
 def test_a_prompt_alone_in_a_batch_and_padded_elsewhere_gives_the_same(rotary):
   ids, k = np.array([11, 5, 5, 900]), np.array([0, 0, 1, 0])
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxpref.data.batches import Batches
+from jaxpref.log_probs import head
 from jaxpref.models import init, mask_layout, preset
 from jaxpref.models.model import REMAT
 from jaxpref.objectives import sft
@@ -122,3 +123,25 @@ def test_moments_in_bfloat16_still_train():
 def test_a_dtype_of_moments_that_is_not_known():
   with pytest.raises(ValueError, match=r"one of .*'bfloat16'.* got 'float8'"):
     Optimizer(dtype='float8')
+
+
+@pytest.mark.parametrize('cap', [None, 5.0])
+def test_kept_logits_save_one_product_of_the_head(cap):
+  """Forward, both cotangents and no second forward, for the same values and gradients."""
+  model, params = init(preset('tiny', vocab_size=50, logit_cap=cap), jax.random.key(0))
+  states = jax.random.normal(jax.random.key(1), (1, 64, model.config.width))
+  targets = jnp.arange(64)[None] % 50
+
+  def run(keep):
+    def loss(params, states):
+      kept = model.replace(keep_logits=keep)
+      found = head(kept, params, states, targets, ('logps', 'entropy'), chunk=16)
+      return jnp.sum(found['logps'] * targets + jnp.square(found['entropy']))
+
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(params, states).compile()
+    return compiled(params, states), costs.count(compiled.as_text()).flops
+
+  (expected, more), (got, less) = run(False), run(True)
+  product = 64 * model.head_flops_per_token
+  assert (more, less) == (4 * product, 3 * product)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), got, expected)

@@ -69,6 +69,9 @@ def test_computed_once_whatever_else_changes(tiny, data, tmp_path, monkeypatch):
   moved = jax.tree.map(lambda x: x + 1e-6, params)
   reference.build(model, moved, part, tmp_path)
   assert count  # other weights are another reference
+  count.clear()
+  reference.build(model.replace(temperature=2.0), params, part, tmp_path)
+  assert count  # and so is another temperature
 
 
 def test_equal_examples_are_computed_once(tiny, data, tmp_path):

@@ -20,6 +20,7 @@ from jaxpref.models.rope import rotate
 from jaxpref.typing import Array, Layout
 
 LAYER_INPUT = 'layer_input'  # what a checkpoint's policy may know a layer's input as
+LOGITS = 'logits'  # and the head's product
 _EVERYWHERE = np.iinfo(np.int32).max  # the window of a layer without one
 _ACTIVATIONS = {
   'silu': jax.nn.silu,
@@ -164,7 +165,8 @@ class Decoder(nnx.Module):
   def unembed(self, states):
     """float32 logits [..., V] of states [..., D]."""
     w = self.embed.w.get_value().T if self.config.tied else self.head.w.get_value()
-    return cap(linear(states, w, jnp.float32), self.config.logit_cap)
+    logits = checkpoint_name(linear(states, w, jnp.float32), LOGITS)
+    return cap(logits, self.config.logit_cap)
 
   def scores(self, states):
     """float32 scores [..., num_labels] of states [..., D]."""

@@ -6,6 +6,7 @@ leading layer axis). Nothing beyond `models/` knows flax.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -64,12 +65,17 @@ class Model:
     attention: how tokens attend within rows: one of `ATTENTION`, or `blocked.attend_rows`'s like.
       None: `default_attention()`. Sampling, which reads a cache, attends in its own way, and so do
       rows that are divided over devices (see `context`).
+    keep_logits: the head's product is kept for its gradient, float32 for every scored token by the
+      vocabulary, and not computed again.
+    temperature: τ > 0 of the policy, softmax(logits / τ), in training and in sampling alike.
   """
 
   config: Config
   dtype: np.dtype | None = None
   remat: str | None = None
   attention: Callable | None = None
+  keep_logits: bool = False
+  temperature: float = 1.0
 
   def __post_init__(self):
     if self.attention is None:
@@ -78,6 +84,8 @@ class Model:
     object.__setattr__(self, 'dtype', dtype)
     if self.remat is not None and self.remat not in REMAT:
       raise ValueError(f'remat must be None or one of {REMAT}, got {self.remat!r}')
+    if not 0 < self.temperature < math.inf:
+      raise ValueError(f'temperature must be positive and finite, got {self.temperature}')
 
   @property
   def attention_name(self) -> str:
@@ -137,13 +145,14 @@ class Model:
     return context.States(states, division), routing
 
   def unembed(self, params: Params, states: Array) -> Array:
-    """float32 logits [..., V] of states [..., D]."""
+    """float32 logits [..., V] of states [..., D], divided by the temperature."""
     if self.config.num_labels:
       raise ValueError(
         f'this model scores sequences ({self.config.num_labels} labels): it has no language-model '
         'head; model.scores(params, states) gives its scores'
       )
-    return nnx.merge(_structure(self.config)[0], params).unembed(states)
+    logits = nnx.merge(_structure(self.config)[0], params).unembed(states)
+    return logits if self.temperature == 1 else logits / self.temperature
 
   def scores(self, params: Params, states: Array) -> Array:
     """float32 scores [..., num_labels] of states [..., D]; a sequence's is its last token's."""

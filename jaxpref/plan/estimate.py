@@ -89,7 +89,8 @@ def temporaries(
     'activations': tokens * width * kept * c.num_layers,
     'a layer at work': 2 * tokens * width * everything + 2 * layer * width / tensor,
     'the head': (
-      3 * 4 * min(given.chunk, given.scored) * said / tensor + 2 * width * c.width * said / tensor
+      (3 * min(given.chunk, given.scored) + model.keep_logits * given.scored) * 4 * said / tensor
+      + 2 * width * c.width * said / tensor
     ),
   }
 
@@ -109,7 +110,7 @@ def flops(
   projections = padded.tokens * actor.flops_per_token(0)
   again = {None: 0.0, 'dots': body - projections, 'full': body, 'offload': body}[actor.remat]
   head = todo.scored * actor.head_flops_per_token
-  total = 3 * body + again + 4 * head + (body + head if live else 0)
+  total = 3 * body + again + (4 - actor.keep_logits) * head + (body + head if live else 0)
   total -= projections + head if frozen else 0
   if isinstance(model, ActorCritic) and not model.shared:
     total += 3 * padded.tokens * model.critic.flops_per_token(todo.context) + again

@@ -198,6 +198,7 @@ def make(
       'rows': [list(rows.tokens.shape[2:]) for rows in host_batch.rows],
       'scored slots': given.scored,
       'remat': actor.remat or 'none',
+      'logits': 'kept' if actor.keep_logits else 'computed again',
       'attention': actor.attention_name if shape['context'] == 1 else 'divided',
       'dtype': np.dtype(actor.dtype).name,
       'moments': config.optimizer.dtype,

@@ -100,6 +100,8 @@ def advice(plan: Plan) -> str:
     found.append('rollout.slots, or fewer rollout.prompts: keys and values of fewer completions')
   if plan.setting['remat'] not in ('full', 'offload'):
     found.append('remat=full')
+  if plan.setting['logits'] == 'kept':
+    found.append('keep_logits=False')
   if 'activations' in largest or 'work' in largest or 'head' in largest:
     found.append(f'batch.microbatches={2 * plan.setting["microbatches"]}')
   if plan.setting['moments'] == 'float32' and 'optimizer' in plan.memory:

@@ -1,10 +1,10 @@
 """The reference's log-probs, computed once and kept on disk: one float32 per completion token.
 
-Entries are keyed by what they depend on: the weights' bytes, the model's config, the compute dtype
-and a numerics version name a folder; an example's tokens and scored mask name an entry in it.
-Another beta, loss, seed or epoch computes none. Missing entries are computed in blocks whose
-layout follows from the data set alone (one example a row, rows of a few lengths), so that a build
-that was interrupted and one that was not agree to the last bit.
+Entries are keyed by what they depend on: the weights' bytes, the model's config and temperature,
+the compute dtype and a numerics version name a folder; an example's tokens and scored mask name an
+entry in it. Another beta, loss, seed or epoch computes none. Missing entries are computed in blocks
+whose layout follows from the data set alone (one example a row, rows of a few lengths), so that a
+build that was interrupted and one that was not agree to the last bit.
 """
 
 import dataclasses
@@ -126,7 +126,8 @@ def build(
     mesh: blocks are spread over its data groups; None: one device.
     progress: called with (examples computed, examples to compute).
   """
-  identity = f'{NUMERICS} {model.config!r} {np.dtype(model.dtype).name} {weights_hash(params)}'
+  dtype = np.dtype(model.dtype).name
+  identity = f'{NUMERICS} {model.config!r} {model.temperature} {dtype} {weights_hash(params)}'
   store = Store(Path(folder) / hashlib.blake2b(identity.encode(), digest_size=16).hexdigest())
   keys = [example_key(dataset[i]) for i in range(len(dataset))]
   entries = _known(store, keys, dataset.lengths)

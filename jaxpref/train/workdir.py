@@ -34,6 +34,7 @@ FREE = (
   'profile',
   'mesh',
   'remat',
+  'keep_logits',
   'attention',
   'reference_memory',
   'batch.microbatches',
