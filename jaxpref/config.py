@@ -22,7 +22,7 @@ def default() -> ml_collections.ConfigDict:
   # `rollout.temperature` and `eval.temperature` come on top. Exported weights know nothing of it
   c.remat = ''  # '': keep activations; 'dots', 'full' or 'offload': see Model.remat
   c.keep_logits = False  # for the head's gradient, not computed again: V * 4 bytes a scored token
-  c.attention = 'auto'  # within rows: 'kernel' (Pallas, TPU) or 'blocked'; 'auto': by platform
+  c.attention = 'auto'  # within rows: 'kernel' (Pallas: GPU, TPU) or 'blocked'; 'auto': by platform
   c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy);
   # with rewards it is always live
   c.reference_memory = 'device'  # or 'host': a live reference waits there between its passes

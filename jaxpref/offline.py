@@ -14,7 +14,7 @@ from jaxpref import data, hosts, sharding
 from jaxpref.data.batches import Batches, Packing
 from jaxpref.evals.heldout import heldout
 from jaxpref.log_probs import FIELDS, REWARDS
-from jaxpref.models import ATTENTION, Model, default_attention, default_dtype
+from jaxpref.models import Model, default_dtype, row_attention
 from jaxpref.objectives import Objective
 from jaxpref.train import anchor, lora, normalisation, policy
 from jaxpref.train.feed import Feed, Opened
@@ -102,13 +102,6 @@ def configured(config: ConfigDict, model: Model, platform: str) -> Model:
 
   `platform`: what it will run on, 'cpu', 'gpu' or 'tpu'.
   """
-  if config.attention not in ('auto', *ATTENTION):
-    known = ', '.join(ATTENTION)
-    raise ValueError(f"config.attention must be 'auto' or one of {known}, got {config.attention!r}")
-  if config.attention == 'kernel' and platform != 'tpu':
-    raise ValueError(
-      f"config.attention='kernel' is for TPUs, this is {platform}; leave it at 'auto'"
-    )
   if config.attention == 'kernel' and config.mesh.context != 1:
     raise ValueError("config.attention='kernel' reads whole rows; set config.mesh.context=1")
   return model.replace(
@@ -116,7 +109,7 @@ def configured(config: ConfigDict, model: Model, platform: str) -> Model:
     remat=config.remat or None,
     keep_logits=config.keep_logits,
     temperature=config.temperature,
-    attention=ATTENTION.get(config.attention) or default_attention(platform),
+    attention=row_attention(config.attention, platform),
   )
 
 

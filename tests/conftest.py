@@ -13,7 +13,7 @@ import tempfile
 
 import pytest
 
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_PLATFORMS'] = os.environ.get('JAXPREF_TESTS_ON', 'cpu')
 os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ['MPLBACKEND'] = 'Agg'
 os.environ['HF_HUB_OFFLINE'] = '1'

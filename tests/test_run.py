@@ -47,7 +47,7 @@ def tiny(**changes) -> ConfigDict:
     ({'model': '/nowhere'}, 'no model at'),
     ({'profile': (3,)}, 'first step, how many'),
     ({'attention': 'dense'}, "'auto' or one of blocked, kernel"),
-    ({'attention': 'kernel'}, 'is for TPUs, this is cpu'),
+    ({'attention': 'kernel'}, 'is for GPUs and TPUs, this is cpu'),
     ({'reference': 'none'}, "'table' or 'live'"),
     ({'data.train': ''}, 'config.data.train is empty'),
     ({'data.columns': 'promt=question'}, "did you mean 'prompt'"),

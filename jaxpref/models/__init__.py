@@ -9,19 +9,17 @@ from jaxpref.models.hf import load_hf, save_hf
 from jaxpref.models.layers import linear
 from jaxpref.models.lora import Lora, LoraWeight, merged, without
 from jaxpref.models.model import (
-  ATTENTION,
   Model,
-  default_attention,
   default_dtype,
   init,
   mask_layout,
+  row_attention,
 )
 from jaxpref.models.placement import brought_in, grouped, held
 from jaxpref.models.presets import PRESETS, preset
 from jaxpref.models.rope import LinearScaling, Llama3Scaling, LongScaling, Rope
 
 __all__ = [
-  'ATTENTION',
   'PRESETS',
   'Adapted',
   'Branches',
@@ -38,7 +36,6 @@ __all__ = [
   'States',
   'adapt',
   'brought_in',
-  'default_attention',
   'default_dtype',
   'fold',
   'grouped',
@@ -49,6 +46,7 @@ __all__ = [
   'mask_layout',
   'merged',
   'preset',
+  'row_attention',
   'save_hf',
   'unfold',
   'without',

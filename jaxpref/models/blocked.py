@@ -34,6 +34,16 @@ class Form(NamedTuple):
     scores = cap(products * self.scalar**-0.5, self.limit)
     return scores, 1.0 if self.limit is None else 1.0 - jnp.square(scores / self.limit)
 
+  def gradient(
+    self, scores: Array, slope: Any, log_sums: Array, of_weights: Array, inner: Array
+  ) -> tuple[Array, Array]:
+    """The softmax's weights, and the cotangent of the products from that of the weights.
+
+    `inner` is `inner_product` of the output and its cotangent.
+    """
+    weights = jnp.exp(scores - log_sums)
+    return weights, weights * (of_weights - inner) * (slope * self.scalar**-0.5)
+
 
 def spans(length: int) -> list[tuple[int, int]]:
   """Where the blocks of a row of `length` begin and end."""
@@ -172,9 +182,9 @@ def block_gradient(
   """
   own, above = _together(q, k).astype(k.dtype), _together(given, k).astype(v.dtype)
   scores, slope = _scores(form, q, k, seen)
-  weights = jnp.exp(scores - _together(log_sums, k))
   of_weights = _product('...qd,...kd->...qk', above, v)
-  of_scores = weights * (of_weights - _together(inner, k)) * (slope * form.scalar**-0.5)
+  log_sums, inner = _together(log_sums, k), _together(inner, k)
+  weights, of_scores = form.gradient(scores, slope, log_sums, of_weights, inner)
   of_scores = of_scores.astype(k.dtype)
   return (
     _apart(_product('...qk,...kd->...qd', of_scores, k), q),

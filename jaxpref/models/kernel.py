@@ -1,9 +1,8 @@
-"""Attention within packed rows as a Pallas kernel for TPUs, forward and backward.
+"""Attention within packed rows by kernels written by hand: what those of TPUs and GPUs share.
 
-Tiles of the scores that no token sees (see `tiles`) are skipped, nothing of the size of the scores
-leaves the chip, and the gradient makes them again from what the softmax added up to. Within a tile
-keys lie along the rows and the queries of all heads that share a key head along the columns, so
-that what belongs to a query is a row and nothing but the two outputs is ever transposed.
+Rows are cut into tiles of queries by keys. Tiles of the scores that no token sees (see `tiles`) are
+skipped, nothing of the size of the scores leaves the chip, and the gradient makes them again from
+what the softmax added up to. What a tile does is in `kernel_tpu` and `kernel_gpu`.
 """
 
 import functools
@@ -13,54 +12,122 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from jaxpref.models.blocked import Form, inner_product
 from jaxpref.models.placement import divided, mesh_size
 from jaxpref.models.tiles import Visits, needed, visits
 from jaxpref.typing import Array, Layout
 
-LANES = 128
-TILE = 256  # keys of a tile, and queries of each head
-COLUMNS = 1024  # of a tile, all heads together, where a block of queries may still be halved
-
-_LOWEST = float(jnp.finfo(jnp.float32).min)
-_TINY = float(jnp.finfo(jnp.float32).tiny)
+LOWEST = float(jnp.finfo(jnp.float32).min)
+# Where a softmax's top begins: what is hidden then weighs 0 also where nothing else is seen.
+BOTTOM = 0.5 * LOWEST
+TINY = float(jnp.finfo(jnp.float32).tiny)
+FORWARD, TO_QUERIES, TO_KEYS = 'attention_forward', 'attention_to_queries', 'attention_to_keys'
+PRODUCTS = {FORWARD: 2, TO_QUERIES: 3, TO_KEYS: 4}  # of matrices, in a tile of each call
 _BRANCHES = 1 << 16  # example * _BRANCHES + branch is one number
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attend_rows(
-  form: Form, q: Array, k: Array, v: Array, layout: Layout, window: Array | None
-) -> Array:
+class Tiling:
+  """Sizes of a call, and how its arrays are cut into tiles.
+
+  Args:
+    q, k: [G, R, heads, L, head_dim].
+    queries, keys: tokens of a tile, of each head; powers of two.
+    width: of a head within the kernel, at least head_dim.
+  """
+
+  def __init__(self, q: Array, k: Array, queries: int, keys: int, width: int):
+    self.groups, self.rows, self.heads, self.length, self.head_dim = q.shape
+    self.kv_heads = k.shape[2]
+    self.shared = self.heads // self.kv_heads
+    self.queries, self.keys, self.width = queries, keys, width
+    self.columns = self.shared * queries  # queries of a tile, all heads of a key head together
+    self.rows_in_all = self.groups * self.rows
+    size = max(queries, keys)
+    self.padded = -(-self.length // size) * size
+
+  def cut(self, x: Array) -> Array:
+    """[G, R, heads, L, ...] -> [G * R, kv heads, heads / kv heads, padded L, ...]."""
+    x = x.reshape(self.rows_in_all, self.kv_heads, -1, *x.shape[3:])
+    wider = ((0, self.width - self.head_dim),) * (x.ndim - 4)
+    return jnp.pad(x, ((0, 0),) * 3 + ((0, self.padded - self.length), *wider))
+
+  def joined(self, x: Array) -> Array:
+    """`cut` undone."""
+    x = x[:, :, :, : self.length, ...]
+    if x.ndim > 4:
+      x = x[..., : self.head_dim]
+    return x.reshape(self.groups, self.rows, -1, self.length, *x.shape[4:])
+
+
+class Who(NamedTuple):
+  """Of every token, int32 [G * R, padded L]: as a query, as a key, and where it stands."""
+
+  query: Array
+  key: Array
+  position: Array
+
+
+class Call(NamedTuple):
+  """What a pass is given: `arrays` as `Tiling.cut` makes them."""
+
+  tiling: Tiling
+  who: Who
+  met: Visits  # which tiles each block meets
+  window: Array | None
+  arrays: tuple[Array, ...]
+
+
+class Pass(NamedTuple):
+  """A sum over tiles, for each block of queries or of keys over those that it meets.
+
+  Attributes:
+    tiling: (q, k) -> `Tiling`.
+    outer: 'q' where blocks of queries meet blocks of keys, 'k' where it is the other way round.
+    run: (`Form`, `Call`) -> arrays like those it is given.
+  """
+
+  tiling: Callable[[Array, Array], Tiling]
+  outer: str
+  run: Callable[[Form, Call], tuple[Array, ...]]
+
+
+def attention(forward: Pass, to_queries: Pass, to_keys: Pass) -> Callable:
   """As `blocked.attend_rows`, for arrays [G, R, heads, L, head_dim] and layouts [G, R, L].
 
   oᵢ = Σⱼ softmaxⱼ(qᵢ·kⱼ / √scalar) vⱼ, tiled as in "FlashAttention-2", Dao, algorithms 1 and 2:
   https://arxiv.org/abs/2307.08691. Under `jax.set_mesh` groups stay on their devices and heads are
   divided over `tensor`.
+
+  Args:
+    forward: of q, k and v gives the output and log Σⱼ, float32 [G, R, heads, L].
+    to_queries: of q, k, v, the output's cotangent, log Σⱼ and its product with the output gives
+      the cotangent of q.
+    to_keys: of the same gives those of k and v.
   """
-  return _forward(form, q, k, v, layout, window)[0]
 
+  @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+  def attend_rows(
+    form: Form, q: Array, k: Array, v: Array, layout: Layout, window: Array | None
+  ) -> Array:
+    return begin(form, q, k, v, layout, window)[0]
 
-def _forward(form, q, k, v, layout, window):
-  operands = q, *_spread(q, k, v)
-  kernel = functools.partial(_forward_rows, form)
-  out, log_sums = divided(kernel, operands, (layout, window), ranks=(5, 4))
-  return out, (q, k, v, layout, window, out, log_sums)
+  def begin(form, q, k, v, layout, window):
+    kernel = functools.partial(_run, (forward,), form)
+    out, log_sums = divided(kernel, (q, *_spread(q, k, v)), (layout, window), ranks=(5, 4))
+    return out, (q, k, v, layout, window, out, log_sums)
 
+  def turn_back(form, kept, given):
+    q, k, v, layout, window, out, log_sums = kept
+    inner = inner_product(given, out)[..., 0]
+    (keys, values), pull = jax.vjp(lambda k, v: _spread(q, k, v), k, v)
+    kernel = functools.partial(_run, (to_queries, to_keys), form)
+    operands = q, keys, values, given.astype(v.dtype), log_sums, inner
+    to_q, to_k, to_v = divided(kernel, operands, (layout, window), ranks=(5, 5, 5))
+    return to_q, *pull((to_k, to_v)), None, None
 
-def _backward(form, kept, given):
-  q, k, v, layout, window, out, log_sums = kept
-  inner = inner_product(given, out)[..., 0]
-  (keys, values), pull = jax.vjp(lambda k, v: _spread(q, k, v), k, v)
-  kernel = functools.partial(_backward_rows, form)
-  operands = q, keys, values, given.astype(v.dtype), log_sums, inner
-  to_q, to_k, to_v = divided(kernel, operands, (layout, window), ranks=(5, 5, 5))
-  return to_q, *pull((to_k, to_v)), None, None
-
-
-attend_rows.defvjp(_forward, _backward)
+  attend_rows.defvjp(begin, turn_back)
+  return attend_rows
 
 
 def _spread(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
@@ -73,255 +140,55 @@ def _spread(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
   return jnp.repeat(k, times, axis=2), jnp.repeat(v, times, axis=2)
 
 
-class _Plan:
-  """Sizes of a call, and how its arrays are cut into tiles."""
-
-  def __init__(self, q: Array, k: Array):
-    self.groups, self.rows, self.heads, self.length, self.head_dim = q.shape
-    self.kv_heads = k.shape[2]
-    self.shared = self.heads // self.kv_heads
-    self.keys = TILE if self.length > LANES else LANES
-    self.padded = -(-self.length // self.keys) * self.keys
-    self.queries = self.keys if self.shared * self.keys <= COLUMNS else LANES
-    self.columns = self.shared * self.queries
-    self.rows_in_all = self.groups * self.rows
-
-  def cut(self, x: Array) -> Array:
-    """[G, R, heads, L, ...] -> [G * R, kv heads, heads / kv heads, padded L, ...]."""
-    x = x.reshape(self.rows_in_all, self.kv_heads, -1, *x.shape[3:])
-    ahead = (0, self.padded - self.length)
-    return jnp.pad(x, ((0, 0),) * 3 + (ahead,) + ((0, 0),) * (x.ndim - 4))
-
-  def joined(self, x: Array) -> Array:
-    """`cut` undone."""
-    return x[:, :, :, : self.length].reshape(self.groups, self.rows, -1, self.length, *x.shape[4:])
-
-  def ids(self, layout: Layout) -> tuple[Layout, Array, Array]:
-    """The layout [N, padded L], and for tiles who a key is [N, L, 2] and a query [N, 2, L]."""
-    ahead = ((0, 0), (0, self.padded - self.length))
-    flat = Layout(*(jnp.pad(x.reshape(self.rows_in_all, -1), ahead) for x in layout))
-    real = flat.examples != 0
-    code = flat.examples * _BRANCHES + flat.branches
-    # Padding is one number among the keys and another among the queries: they never meet.
-    keys = jnp.stack([jnp.where(real, code, -1), flat.positions], axis=2)
-    queries = jnp.stack([jnp.where(real, code, -1 - _BRANCHES), flat.positions], axis=1)
-    return flat, keys, queries
-
-
-def _forward_rows(form, q, k, v, layout, window):
-  plan = _Plan(q, k)
-  flat, key_ids, query_ids = plan.ids(layout)
-  visited = visits(needed(flat, window, plan.queries, plan.keys))
-  q, k, v = map(plan.cut, (q, k, v))
-  out, log_sums = _call(
-    plan,
-    _forward_tile(form, plan, window is not None),
-    visited,
-    window,
-    inputs=[('q', query_ids), ('k', key_ids), ('q', q), ('k', k), ('k', v)],
-    outputs=[('q', q.shape, q.dtype), ('q', q.shape[:-1], jnp.float32)],
-    scratch=[(1, plan.columns), (1, plan.columns), (plan.head_dim, plan.columns)],
-    outer='q',
-  )
-  return plan.joined(out), plan.joined(log_sums)
-
-
-def _backward_rows(form, q, k, v, given, log_sums, inner, layout, window):
-  plan = _Plan(q, k)
-  flat, key_ids, query_ids = plan.ids(layout)
-  found = needed(flat, window, plan.queries, plan.keys)
-  q, k, v, given, log_sums, inner = map(plan.cut, (q, k, v, given, log_sums, inner))
-  inputs = [('q', query_ids), ('k', key_ids), ('q', q), ('k', k), ('k', v)]
-  inputs += [('q', x) for x in (given, log_sums, inner)]
-  (to_q,) = _call(
-    plan,
-    _queries_tile(form, plan, window is not None),
-    visits(found),
-    window,
-    inputs,
-    outputs=[('q', q.shape, q.dtype)],
-    scratch=[(plan.head_dim, plan.columns)],
-    outer='q',
-  )
-  to_k, to_v = _call(
-    plan,
-    _keys_tile(form, plan, window is not None),
-    visits(found.swapaxes(1, 2)),
-    window,
-    inputs,
-    outputs=[('k', k.shape, k.dtype), ('k', v.shape, v.dtype)],
-    scratch=[(plan.keys, plan.head_dim)] * 2,
-    outer='k',
-  )
-  return plan.joined(to_q), plan.joined(to_k), plan.joined(to_v)
-
-
-def _call(
-  plan: _Plan,
-  tile: '_Tile',
-  visited: Visits,
-  window: Array | None,
-  inputs: list[tuple[str, Array]],
-  outputs: list[tuple[str, tuple[int, ...], Any]],
-  scratch: list[tuple[int, int]],
-  outer: str,
-) -> tuple[Array, ...]:
-  """Runs `tile` for every row, key head, block of `outer` and block that this one visits."""
-
-  def spec(of: str, shape: tuple[int, ...]) -> pl.BlockSpec:
-    size = plan.queries if of == 'q' else plan.keys
-
-    def block(i, t, n, order):
-      return i if of == outer else order[n, i, t]
-
-    if len(shape) == 3:  # ids, which all heads share
-      if of == 'q':
-        return pl.BlockSpec(
-          (None, 2, size), lambda n, h, i, t, order, *_: (n, 0, block(i, t, n, order))
-        )
-      return pl.BlockSpec(
-        (None, size, 2), lambda n, h, i, t, order, *_: (n, block(i, t, n, order), 0)
-      )
-    tail = shape[4:]
-    return pl.BlockSpec(
-      (None, None, shape[2], size, *tail),
-      lambda n, h, i, t, order, *_: (n, h, 0, block(i, t, n, order), *(0,) * len(tail)),
-    )
-
-  most = jnp.maximum(visited.counts.max(), 1)
-  blocks = visited.counts.shape[1]
-  found = pl.pallas_call(
-    functools.partial(_step, tile, len(inputs), len(outputs)),
-    grid_spec=pltpu.PrefetchScalarGridSpec(
-      num_scalar_prefetch=3,
-      grid=(plan.rows_in_all, plan.kv_heads, blocks, most),
-      in_specs=[spec(of, x.shape) for of, x in inputs],
-      out_specs=[spec(of, shape) for of, shape, _ in outputs],
-      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
-    ),
-    out_shape=[jax.ShapeDtypeStruct(shape, dtype) for _, shape, dtype in outputs],
-    compiler_params=pltpu.CompilerParams(
-      dimension_semantics=('parallel', 'parallel', 'parallel', 'arbitrary')
-    ),
-  )(
-    visited.order,
-    visited.counts,
-    jnp.zeros(1, jnp.int32) if window is None else window.reshape(1),
-    *(x for _, x in inputs),
-  )
+def _run(passes: tuple[Pass, ...], form: Form, *arguments) -> tuple[Array, ...]:
+  *arrays, layout, window = arguments
+  found: list[Array] = []
+  for one in passes:
+    tiling = one.tiling(*arrays[:2])
+    ahead = ((0, 0), (0, tiling.padded - tiling.length))
+    flat = Layout(*(jnp.pad(x.reshape(tiling.rows_in_all, -1), ahead) for x in layout))
+    tiles = needed(flat, window, tiling.queries, tiling.keys)
+    met = visits(tiles if one.outer == 'q' else tiles.swapaxes(1, 2))
+    call = Call(tiling, _who(flat), met, window, tuple(map(tiling.cut, arrays)))
+    found += map(tiling.joined, one.run(form, call))
   return tuple(found)
 
 
-def _step(tile: '_Tile', num_in: int, num_out: int, order, counts, window, *refs):
-  """One step of the grid: begin at the first visit, add what is visited, end at the last."""
-  ins, outs, sums = refs[:num_in], refs[num_in : num_in + num_out], refs[num_in + num_out :]
-  n, i, t = (pl.program_id(axis) for axis in (0, 2, 3))
-  pl.when(t == 0)(lambda: tile.begin(sums))
-  pl.when(t < counts[n, i])(lambda: tile.add((i, order[n, i, t]), window[0], ins, sums))
-  pl.when(t == pl.num_programs(3) - 1)(lambda: tile.end(sums, outs))
+def _who(layout: Layout) -> Who:
+  real = layout.examples != 0
+  code = layout.examples * _BRANCHES + layout.branches
+  # Padding is one number among the keys and another among the queries: they never meet.
+  query, key = jnp.where(real, code, -1 - _BRANCHES), jnp.where(real, code, -1)
+  return Who(query, key, layout.positions)
 
 
-class _Tile(NamedTuple):
-  """What a kernel does for one block: `sums` begin, take up every block that is met, and end."""
+class Tokens(NamedTuple):
+  """Of a tile, shaped to broadcast to it: who they are, where in the row, and at which position."""
 
-  begin: Callable  # (sums)
-  add: Callable  # ((this block, the one met), window, ins, sums)
-  end: Callable  # (sums, outs)
-
-
-def _zeros(sums) -> None:
-  for ref in sums:
-    ref[...] = jnp.zeros_like(ref)
+  code: Array
+  at: Array
+  position: Any  # None without a window
 
 
-def _forward_tile(form: Form, plan: _Plan, windowed: bool) -> _Tile:
-  def begin(sums):
-    _zeros(sums)
-    # Not the lowest number: what is hidden then weighs 0 also where nothing else is seen.
-    sums[0][...] = jnp.full_like(sums[0], 0.5 * _LOWEST)
+def hidden(query: Tokens, key: Tokens, window: Array | None) -> Array:
+  """What to add to a tile's scores: 0, lowest where the key is hidden from the query.
 
-  def add(at, window, ins, sums):
-    top, total, out = sums
-    scores, _ = _scores(form, plan, windowed, at, window, ins)
-    higher = jnp.maximum(top[...], scores.max(0, keepdims=True))
-    weights, fade = jnp.exp(scores - higher), jnp.exp(top[...] - higher)
-    v = ins[4][0]
-    top[...] = higher
-    total[...] = fade * total[...] + weights.sum(0, keepdims=True)
-    out[...] = fade * out[...] + _product(v, weights.astype(v.dtype), (0, 0))
-
-  def end(sums, outs):
-    top, total, out = (x[...] for x in sums)
-    total = jnp.maximum(total, _TINY)
-    outs[0][...] = (out / total).T.reshape(outs[0].shape).astype(outs[0].dtype)
-    log_sums = top + jnp.log(total)
-    for head in range(plan.shared):
-      at = slice(head * plan.queries, (head + 1) * plan.queries)
-      outs[1][head : head + 1, :] = log_sums[:, at]
-
-  return _Tile(begin, add, end)
+  `window` is an int32 scalar; None: everything is near, and positions are not read.
+  """
+  seen = (key.code == query.code) | (key.code == (query.code & -_BRANCHES))
+  seen &= key.at <= query.at
+  if window is not None:
+    seen &= query.position - key.position < window
+  return jnp.where(seen, 0.0, LOWEST)  # scores may sink to -inf, which weighs 0 too
 
 
-def _queries_tile(form: Form, plan: _Plan, windowed: bool) -> _Tile:
-  def add(at, window, ins, sums):
-    _, of_scores = _slopes(form, plan, windowed, at, window, ins)
-    sums[0][...] += _product(ins[3][0], of_scores, (0, 0))
-
-  def end(sums, outs):
-    outs[0][...] = sums[0][...].T.reshape(outs[0].shape).astype(outs[0].dtype)
-
-  return _Tile(_zeros, add, end)
+def risen(top: Array, scores: Array, axis: int) -> tuple[Array, Array, Array]:
+  """A softmax meets more scores: its new top, their weights below it, what is left of others."""
+  higher = jnp.maximum(top, scores.max(axis, keepdims=True))
+  return higher, jnp.exp(scores - higher), jnp.exp(top - higher)
 
 
-def _keys_tile(form: Form, plan: _Plan, windowed: bool) -> _Tile:
-  def add(at, window, ins, sums):
-    to_k, to_v = sums
-    weights, of_scores = _slopes(form, plan, windowed, at[::-1], window, ins)
-    q, given = (ins[i][...].reshape(plan.columns, plan.head_dim) for i in (2, 5))
-    to_k[...] += _product(of_scores, q.astype(of_scores.dtype), (1, 0))
-    to_v[...] += _product(weights.astype(given.dtype), given, (1, 0))
-
-  def end(sums, outs):
-    for ref, out in zip(sums, outs, strict=True):
-      out[0] = ref[...].astype(out.dtype)
-
-  return _Tile(_zeros, add, end)
-
-
-def _slopes(form, plan, windowed, at, window, ins) -> tuple[Array, Array]:
-  """The softmax's weights and the loss's slope in the raw scores, [keys, columns]."""
-  scores, slope = _scores(form, plan, windowed, at, window, ins)
-  given, log_sums, inner = ins[5:]
-  k, v = (ins[i][0] for i in (3, 4))
-  weights = jnp.exp(scores - _row(plan, log_sums))
-  of_weights = _product(v, given[...].reshape(plan.columns, plan.head_dim), (1, 1))
-  of_scores = weights * (of_weights - _row(plan, inner)) * (slope * form.scalar**-0.5)
-  return weights, of_scores.astype(k.dtype)
-
-
-def _scores(form, plan, windowed, at, window, ins) -> tuple[Array, Any]:
-  """Scores [keys, columns], lowest where a key is hidden, and the slope of their cap."""
-  query_ids, key_ids, q, k = ins[:4]
-  keys = k[0]
-  queries = q[...].reshape(plan.columns, plan.head_dim).astype(keys.dtype)
-  scores, slope = form.scores(_product(keys, queries, (1, 1)))
-  query, key = query_ids[0:1, :], key_ids[:, 0:1]
-  seen = (key == query) | (key == (query & -_BRANCHES))
-  places = (plan.keys, plan.queries)
-  query_at = at[0] * plan.queries + jax.lax.broadcasted_iota(jnp.int32, places, 1)
-  seen &= at[1] * plan.keys + jax.lax.broadcasted_iota(jnp.int32, places, 0) <= query_at
-  if windowed:
-    seen &= query_ids[1:2, :] - key_ids[:, 1:2] < window
-  hidden = jnp.where(seen, 0.0, _LOWEST)  # scores may sink to -inf, which weighs 0 too
-  return scores + jnp.concatenate([hidden] * plan.shared, axis=1), slope
-
-
-def _row(plan: _Plan, ref) -> Array:
-  """[1, columns] of a ref [shared, queries]."""
-  return jnp.concatenate([ref[head : head + 1, :] for head in range(plan.shared)], axis=1)
-
-
-def _product(a: Array, b: Array, axes: tuple[int, int]) -> Array:
+def product(a: Array, b: Array, axes: tuple[int, int]) -> Array:
   """a and b [., .] summed over one axis of each, in float32."""
   contracted = ((axes[:1], axes[1:]), ((), ()))
   return jax.lax.dot_general(a, b, contracted, preferred_element_type=jnp.float32)

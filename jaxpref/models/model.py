@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxpref.models import blocked, context, kernel
+from jaxpref.models import blocked, context, kernel_gpu, kernel_tpu
 from jaxpref.models.attention import (
   Branched,
   Branches,
@@ -34,11 +34,8 @@ from jaxpref.typing import Array, Layout, Params
 
 REMAT = ('full', 'dots', 'offload')
 
-# Ways to attend within packed rows; all compute the same.
-ATTENTION: Mapping[str, Callable] = {
-  'blocked': blocked.attend_rows,  # plain XLA, anywhere
-  'kernel': kernel.attend_rows,  # Pallas, on TPUs
-}
+ATTENTION = ('blocked', 'kernel')  # ways to attend within packed rows; both compute the same
+KERNELS: Mapping[str, Callable] = {'gpu': kernel_gpu.attend_rows, 'tpu': kernel_tpu.attend_rows}
 
 
 def default_dtype(platform: str = '') -> np.dtype:
@@ -46,9 +43,25 @@ def default_dtype(platform: str = '') -> np.dtype:
   return jnp.dtype('float32' if (platform or jax.default_backend()) == 'cpu' else 'bfloat16')
 
 
-def default_attention(platform: str = '') -> Callable:
-  """Within rows. `platform` '': what is here."""
-  return ATTENTION['kernel' if (platform or jax.default_backend()) == 'tpu' else 'blocked']
+def row_attention(name: str = 'auto', platform: str = '') -> Callable:
+  """How tokens attend within packed rows, with arguments as `blocked.attend_rows` has them.
+
+  Args:
+    name: 'blocked': in plain XLA, anywhere. 'kernel': in Pallas, on GPUs and TPUs. 'auto': the
+      kernel where there is one.
+    platform: 'cpu', 'gpu' or 'tpu'; '': what is here.
+  """
+  platform = platform or jax.default_backend()
+  if name not in ('auto', *ATTENTION):
+    known = ', '.join(ATTENTION)
+    raise ValueError(f"config.attention must be 'auto' or one of {known}, got {name!r}")
+  if name == 'kernel' and platform not in KERNELS:
+    raise ValueError(
+      f"config.attention='kernel' is for GPUs and TPUs, this is {platform}; leave it at 'auto'"
+    )
+  if name == 'auto' and platform == 'gpu' and not kernel_gpu.available():
+    name = 'blocked'
+  return blocked.attend_rows if name == 'blocked' else KERNELS.get(platform, blocked.attend_rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +75,8 @@ class Model:
     remat: what a layer keeps for its gradient. None keeps all; 'full' keeps its input and computes
       the rest again; 'offload' does too, and moves that input to the host's memory meanwhile;
       'dots' keeps the outputs of its projections, so that little but attention is done twice.
-    attention: how tokens attend within rows: one of `ATTENTION`, or `blocked.attend_rows`'s like.
-      None: `default_attention()`. Sampling, which reads a cache, attends in its own way, and so do
+    attention: how tokens attend within rows: what `row_attention` gives, or the like of it.
+      None: `row_attention()`. Sampling, which reads a cache, attends in its own way, and so do
       rows that are divided over devices (see `context`).
     keep_logits: the head's product is kept for its gradient, float32 for every scored token by the
       vocabulary, and not computed again.
@@ -79,7 +92,7 @@ class Model:
 
   def __post_init__(self):
     if self.attention is None:
-      object.__setattr__(self, 'attention', default_attention())
+      object.__setattr__(self, 'attention', row_attention())
     dtype = default_dtype() if self.dtype is None else jnp.dtype(self.dtype)
     object.__setattr__(self, 'dtype', dtype)
     if self.remat is not None and self.remat not in REMAT:
@@ -89,10 +102,11 @@ class Model:
 
   @property
   def attention_name(self) -> str:
-    """In `ATTENTION`; a function of one's own has its own."""
+    """One of `ATTENTION`; a function of one's own has its own."""
     assert self.attention is not None
-    found = [name for name, attend in ATTENTION.items() if attend is self.attention]
-    return found[0] if found else self.attention.__name__
+    if self.attention in KERNELS.values():
+      return 'kernel'
+    return 'blocked' if self.attention is blocked.attend_rows else self.attention.__name__
 
   def replace(self, **changes) -> 'Model':
     return dataclasses.replace(self, **changes)

@@ -62,7 +62,7 @@ def count(
 
   Args:
     unknown: turns of a loop that only running it would tell, such as a sampler's.
-    price: the FLOPs of one call of a kernel that does not say them; None where it is not known.
+    price: the FLOPs of one call of a kernel, better than it says; None where they are not known.
     slice_size: devices of a slice, which follow one another; 0: there is one slice.
   """
   program = read(program) if isinstance(program, str) else program
@@ -76,8 +76,8 @@ def count(
     if one.opcode in ('dot', 'convolution', 'ragged-dot'):
       flops += step.times * product_flops(one, step.computation)
     elif one.opcode == 'custom-call' and one.target in KERNELS:
-      said = _estimate(one)
-      said = price(one) if said is None else said
+      said = price(one)
+      said = _estimate(one) if said is None else said
       name = one.op_name.rpartition('/')[2] or one.name
       times, known = kernels.get(name, (0.0, 0.0))
       total = None if said is None or known is None else known + step.times * said

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from jaxpref import models, offline, program, roles, sharding
 from jaxpref.log_probs import ActorCritic
 from jaxpref.models import Model
+from jaxpref.models.kernel import PRODUCTS, TO_KEYS
 from jaxpref.objectives import parse
 from jaxpref.plan import batch as batches
 from jaxpref.plan import chips, costs, estimate, messages, rollouts
@@ -318,21 +319,17 @@ def compiled_memory(found: Any, state: float) -> dict[str, float]:
 def attention_price(model: Model, batch: Batch) -> Callable[[Instruction], float | None]:
   """FLOPs of a call of `models.kernel`: the pairs of tokens that see each other, nothing else.
 
-  The kernel works in tiles, so it does somewhat more. Its three calls are known by what they give:
-  the output with its sums of scores (two products), the queries' gradient (three), and the keys'
-  with the values' (four).
+  The kernel works in tiles, so it does somewhat more, and what it says itself is the most that any
+  batch of these shapes would cost.
   """
   context, share = work(batch).context, model.config.num_heads / model.config.num_kv_heads
 
   def price(one: Instruction) -> float | None:
-    size = float(np.prod(one.arrays[0].shape))
-    if len(one.arrays) == 1:
-      return 3 * 2 * context * size
-    if len(one.arrays) != 2:
-      return None
-    if one.arrays[0].shape == one.arrays[1].shape:
-      return 4 * 2 * context * size * share
-    return 2 * 2 * context * size
+    for name, products in PRODUCTS.items():
+      if f'/{name}/' in one.op_name:
+        size = float(np.prod(one.arrays[0].shape)) * (share if name == TO_KEYS else 1)
+        return products * 2 * context * size
+    return None
 
   return price
 
