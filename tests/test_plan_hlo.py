@@ -9,7 +9,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from jaxpref import sharding
+from jaxpref.models import preset
 from jaxpref.plan import costs, hlo, messages
+from jaxpref.plan.planned import attention_price
 
 
 def text_of(f, *shapes, **options):
@@ -182,6 +184,32 @@ def test_a_tpu_program():
   assert found.by_kind() == {
     'all-gather': (turns, gather.bytes), 'reduce-scatter': (turns, scatter.bytes),
   }  # fmt: skip
+
+
+KERNELS = """\
+  HloModule jit_step
+
+  ENTRY %main (q: bf16[2,4,2,64,16], k: bf16[2,4,1,64,16]) -> bf16[2,4,2,64,16] {
+    %q = bf16[2,4,2,64,16]{4,3,2,1,0} parameter(0)
+    %k = bf16[2,4,1,64,16]{4,3,2,1,0} parameter(1)
+    %a = (bf16[2,4,2,64,16]{4,3,2,1,0}, f32[2,4,2,64]{3,2,1,0}) custom-call(%q, %k), CALL/attention_forward/pallas_call"}, SAYS
+    %b = (bf16[2,4,1,64,16]{4,3,2,1,0}, bf16[2,4,1,64,16]{4,3,2,1,0}) custom-call(%q, %k), CALL/attention_to_keys/pallas_call"}, SAYS
+    %c = bf16[8]{0} custom-call(%q), CALL/another/pallas_call"}, SAYS
+    ROOT %d = bf16[2,4,2,64,16]{4,3,2,1,0} custom-call(%q, %k), CALL/attention_to_queries/pallas_call"}, SAYS
+  }
+"""  # noqa: E501
+CALL = 'custom_call_target="tpu_custom_call", metadata={op_name="jit(step)'
+SAYS = 'backend_config={"custom_call_config":{"cost_estimate":{"flops":"7"}}}'
+
+
+def test_a_kernel_costs_what_the_batch_asks_of_it_and_another_what_it_says():
+  """2, 3 and 4 products of 2 * 4 * 2 * 64 queries with 10 keys each, in heads of 16."""
+  text = textwrap.dedent(KERNELS).replace('CALL', CALL).replace('SAYS', SAYS)
+  assert costs.count(text).flops == 4 * 7
+  price = attention_price(preset('tiny', num_heads=8, num_kv_heads=4), 10.0)
+  found = costs.count(text, price=price)
+  assert found.flops == (2 + 3 + 4) * 2 * (2 * 4 * 2 * 64) * 10 * 16 + 7
+  assert found.kernels == {'pallas_call': (4, found.flops)}
 
 
 def test_messages_between_devices():

@@ -25,7 +25,6 @@ from jaxpref.plan.hlo import Instruction
 from jaxpref.rollout.source import Online
 from jaxpref.train import anchor, critics, lora, policy
 from jaxpref.train.throughput import work
-from jaxpref.typing import Batch
 
 STEPS = 1000  # of the run; only its schedule depends on it
 AT_WORK = 'activations and temporaries'
@@ -243,7 +242,7 @@ def make(
   text = compiled.as_text()
   keep(text)
   slice_size = mesh.size // slices if slices > 1 else 0
-  price_of = attention_price(actor, host_batch)
+  price_of = attention_price(actor.config, work(host_batch).context)
   found = costs.count(text, price=price_of, slice_size=slice_size)
   plan = dataclasses.replace(
     plan,
@@ -316,13 +315,13 @@ def compiled_memory(found: Any, state: float) -> dict[str, float]:
   }
 
 
-def attention_price(model: Model, batch: Batch) -> Callable[[Instruction], float | None]:
-  """FLOPs of a call of `models.kernel`: the pairs of tokens that see each other, nothing else.
+def attention_price(config: models.Config, context: float) -> Callable[[Instruction], float | None]:
+  """FLOPs of a call of `models.kernel`, whose tokens see `context` each in the mean, nothing else.
 
   The kernel works in tiles, so it does somewhat more, and what it says itself is the most that any
   batch of these shapes would cost.
   """
-  context, share = work(batch).context, model.config.num_heads / model.config.num_kv_heads
+  share = config.num_heads / config.num_kv_heads
 
   def price(one: Instruction) -> float | None:
     for name, products in PRODUCTS.items():
