@@ -46,16 +46,33 @@ def lines(tmp_path, name):
   return [json.loads(line) for line in text.splitlines()]
 
 
+RUNS = {'whole': 0, 'adapted': 2}  # rank of a reward model's adapters
+
+
+def learnt(tmp_path, name, rank):
+  """The workdir of a reward model's run from tmp_path / 'rm'."""
+  file = tmp_path / 'pairs.jsonl'
+  pair = {'chosen': 'ab', 'rejected': 'b'}
+  file.write_text(''.join(json.dumps({'prompt': f'{n}:', **pair}) + '\n' for n in range(16)))
+  c = config.default()
+  c.update({'model': str(tmp_path / 'rm'), 'objective': 'bradley_terry()', 'steps': 2})
+  c.update({'data': {'train': f'jsonl:{file}'}, 'batch': {'size': 8}, 'lora': {'rank': rank}})
+  c.log.tensorboard = False
+  run.train(c, tmp_path / name, console=QUIET)
+  return tmp_path / name
+
+
 @pytest.mark.slow
 def test_roles_may_have_devices_of_their_own(tmp_path):
   """Reference, reward model and sampler each apart, and all on the devices that train."""
   models.save_hf(tmp_path / 'hf', *models.init(SHAPE, jax.random.key(0)), BYTES)
   scored = dataclasses.replace(SHAPE, num_labels=1)
   models.save_hf(tmp_path / 'rm', *models.init(scored, jax.random.key(1)), BYTES)
+  runs = {name: f"reward_model('{learnt(tmp_path, name, rank)}')" for name, rank in RUNS.items()}
   common = {
     'model': str(tmp_path / 'hf'),
     'objective': 'grpo() + 0.1*kl()',
-    'rewards': f"reward_model('{tmp_path / 'rm'}')",
+    'rewards': f"reward_model('{tmp_path / 'rm'}') + mean({', '.join(runs.values())})",
   }
   here = trained(tmp_path, 'here', **common, mesh={'data': 4, 'fsdp': 2})
   own = {'devices': 1, 'reference_devices': 2, 'reward_devices': 1}

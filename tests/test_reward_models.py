@@ -171,6 +171,18 @@ def test_padding_neighbours_and_devices_change_no_score(trained, monkeypatch):
   np.testing.assert_allclose(ask(reward, pairs(37)[:3]), together[:3], atol=1e-5)
 
 
+def test_a_workdir_loads_on_devices_that_do_not_train(trained):
+  """As with rollout.reward_devices, where the mesh that is set is the training's."""
+  folder, _ = trained
+  together = ask(reward_model(str(folder)), pairs(8))
+  devices = jax.devices()
+  with jax.set_mesh(sharding.make_mesh({'fsdp': -1}, devices[:6])):
+    reward = reward_model(str(folder), mesh=sharding.make_mesh({'fsdp': -1}, devices[6:]))
+    apart = ask(reward, pairs(8))
+  assert {d for x in jax.tree.leaves(reward.params) for d in x.devices()} == set(devices[6:])
+  np.testing.assert_allclose(apart, together, atol=1e-5)
+
+
 def test_what_is_read_of_a_completion(trained):
   reward = reward_model(str(trained[0]))
   bos, eos = BYTES.bos_id, BYTES.eos_id

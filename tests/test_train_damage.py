@@ -113,6 +113,22 @@ def test_without_any_sound_checkpoint_the_run_does_not_start_over(copied_run, tm
   empty.close()
 
 
+def test_a_sound_checkpoint_is_not_called_damaged(copied_run, monkeypatch, caplog):
+  """Its numbers were read, and what was asked for cannot be computed with: it stays in place."""
+
+  def refuse(tree):
+    raise ValueError('Received incompatible devices for jitted computation')
+
+  monkeypatch.setattr('jaxpref.train.checkpoint.checksums', refuse)
+  checkpoints = Checkpoints(copied_run)
+  reads = (lambda: checkpoints.restore(make_state()), checkpoints.restore_params)
+  for read in (*reads, checkpoints.restore_reference):
+    with pytest.raises(ValueError, match='cannot be computed with: Received incompatible devices'):
+      read()
+  assert checkpoints.steps() == [1, 2] and 'damaged' not in caplog.text
+  checkpoints.close()
+
+
 def test_a_half_written_checkpoint_is_never_picked_up(copied_run):
   half = copied_run / 'checkpoints' / '3.orbax-checkpoint-tmp'
   shutil.copytree(copied_run / 'checkpoints' / '2' / 'state', half / 'state')

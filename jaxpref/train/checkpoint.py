@@ -195,6 +195,8 @@ class Checkpoints:
       raise FileNotFoundError(f'{self._reference} not found: this run saved no reference')
     try:
       return self._read(self._reference, _abstract(self._saved(self._reference), shardings))
+    except _SOUND:
+      raise
     except Exception as error:
       message = f'{self._reference} cannot be read ({_line(error)}); remove it and start again'
       raise OSError(message) from error
@@ -218,8 +220,8 @@ class Checkpoints:
     for candidate in [step] if step is not None else reversed(steps):
       try:
         found = read(self._path(candidate) / 'state'), self._meta(candidate)
-      except (_Mismatch, MemoryError, jax.errors.JaxRuntimeError):
-        raise  # the caller's or the machine's fault, not the file's
+      except _SOUND:
+        raise
       except Exception as error:  # Orbax and TensorStore raise whatever they stumble over
         damaged[candidate] = error
         logging.warning('checkpoint %s is damaged: %s', self._path(candidate), _line(error))
@@ -270,7 +272,10 @@ class Checkpoints:
     how = ocp.checkpoint_utils.construct_restore_args(tree)
     args = Restore(item=tree, restore_args=how, partial_restore=True)
     found = hosts.together(lambda: self._handler.restore(path, args=args))
-    sums = _leaves(checksums(found))
+    try:
+      sums = _leaves(checksums(found))
+    except ValueError as error:
+      raise _Mismatch(f'{path} is read, and cannot be computed with: {error}') from error
     hosts.together(lambda: check_bits(path, sums))
     return found
 
@@ -281,6 +286,10 @@ class Checkpoints:
 
 class _Mismatch(ValueError):
   """The checkpoint is sound but is not what the caller asks for."""
+
+
+# The caller's or the machine's fault, not the file's.
+_SOUND = (_Mismatch, MemoryError, jax.errors.JaxRuntimeError)
 
 
 def _name(path: tuple[Any, ...]) -> str:

@@ -1,5 +1,6 @@
 """Checksums of arrays, so that a checkpoint whose bits have changed on disk is not trained from."""
 
+import contextlib
 from typing import Any
 
 import jax
@@ -14,7 +15,11 @@ def checksums(tree: Any) -> Any:
   """
   leaves, structure = jax.tree.flatten(tree)
   on_device = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, jax.Array)}
-  sums = jax.device_get(_of_device(on_device))
+  meshes = {getattr(leaf.sharding, 'mesh', None) for leaf in on_device.values()}
+  mesh = meshes.pop() if len(meshes) == 1 else None
+  # Theirs may be another one than the caller has set, and jit runs on that.
+  with jax.set_mesh(mesh) if mesh is not None else contextlib.nullcontext():
+    sums = jax.device_get(_of_device(on_device))
   for i, leaf in enumerate(leaves):
     sums[i] = int(sums[i]) if i in sums else _of_host(np.asarray(leaf))
   return jax.tree.unflatten(structure, [sums[i] for i in range(len(leaves))])

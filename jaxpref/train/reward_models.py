@@ -103,7 +103,8 @@ def described(path: str, text: str) -> tuple[Model, Tokenizer]:
 
 def _loaded(path: str, model: Model, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Params:
   where = sharding.params_sharding(mesh, model.param_shapes())
-  return policy.load(path, tokenizer, shardings=where)[1]
+  with jax.set_mesh(mesh):  # what is merged or drawn is computed there
+    return policy.load(path, tokenizer, shardings=where)[1]
 
 
 def makers(mesh: jax.sharding.Mesh, tokenizer: Tokenizer) -> dict[str, Callable]:
