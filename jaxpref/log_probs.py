@@ -13,9 +13,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxpref import masked
 from jaxpref.models import Model, States, fold, held, unfold
 from jaxpref.models.decoder import LOGITS
-from jaxpref.typing import Array, Batch, Params
+from jaxpref.typing import AnyArray, Array, Batch, Params
 
 CHUNK = 256  # scored tokens whose logits are held at once, per group
 
@@ -94,6 +95,7 @@ FIELDS = {
 }
 REWARDS = 'rewards'  # what a model with scores says at every scored token, itself included
 VALUES = 'values'  # what a critic says before every scored token
+DRAWN = 'drawn_logps'  # of a batch: what the sampler made of the tokens, under the policy itself
 # What the routers of a mixture of experts did, [G, B, E] and [G, B]: sums over a group's tokens and
 # layers, standing at its first example.
 ROUTER = {'router_picks': 'picks', 'router_probs': 'probs', 'router_tokens': 'tokens'}
@@ -288,3 +290,12 @@ def scatter(values: Array, cell: Array, shape: tuple[int, ...]) -> Array:
 def _flat(rows: Sequence[Array]) -> Array:
   """Rows [G, R_i, L_i, ...] end to end: [G, S, ...]."""
   return jnp.concatenate([r.reshape(r.shape[0], -1, *r.shape[3:]) for r in rows], axis=1)
+
+
+def logp_difference(sampler: AnyArray, training: AnyArray, mask: AnyArray) -> dict[str, Array]:
+  """How far the sampler's log-probs of the tokens [B, K, T] are from a training forward's."""
+  away = jnp.abs(jnp.asarray(training) - sampler)
+  return {
+    'sampling/logp_difference/mean': masked.mean(away, mask),
+    'sampling/logp_difference/max': masked.max(away, mask),
+  }

@@ -55,6 +55,7 @@ def test_a_reward_that_is_easily_had_is_learnt(tmp_path, data):
   trained = run.train(c, tmp_path / 'w', console=QUIET)
   lines = [line for line in read_metrics(tmp_path / 'w' / 'metrics.jsonl') if 'loss' in line]
   assert lines[0]['reward/mean'] < 0.1 and lines[-1]['reward/mean'] > 0.5
+  assert all(0 < line['sampling/logp_difference/max'] < 1e-3 for line in lines)
   assert trained.metrics['eval/reward/mean'] > 0.5
   assert 'eval/win_rate' not in trained.metrics  # there is no reference
 

@@ -184,6 +184,30 @@ def test_the_monitor_shows_a_sampler_that_is_behind():
   assert difference.max() > 0.05
 
 
+def test_exactly_on_policy_the_step_itself_compares_its_log_probs_with_the_samplers():
+  options = dict(objective='grpo()', advantages='group_baseline()', beta=0.0, epochs=1)
+  made = source(POLICY, sampling=Sampling(temperature=0.5), microbatches=2, **options)
+  batch, _ = made.next(0, PARAMS, made.begin())
+  said, mask = made.report(), batch.fields['mask']
+  assert not [name for name in said if 'logp_difference' in name] and mask.any()
+  bare = batch._replace(fields={n: x for n, x in batch.fields.items() if n != 'drawn_logps'})
+  hparams = Hparams(parse(options['objective']), SCALARS)
+  for params in (PARAMS, near(PARAMS, 0.1, 5)):  # the second as if the sampler were behind
+    state = init_state(params, Optimizer('sgd').init(SCALARS, params))
+    after, metrics = compiled(POLICY)(state, batch, hparams)
+    one = lambda m: jax.tree.map(lambda x: jnp.asarray(x[m]), batch)  # noqa: E731
+    logps = np.stack([log_probs(POLICY, params, one(m))['logps'] for m in range(2)])
+    away = np.abs(logps - batch.fields['drawn_logps'])[mask]
+    assert metrics['sampling/logp_difference/mean'] == pytest.approx(away.mean(), abs=1e-6)
+    assert metrics['sampling/logp_difference/max'] == pytest.approx(away.max(), abs=1e-5)
+    assert away.max() < 1e-4 if params is PARAMS else away.mean() > 0.05
+    without, others = compiled(POLICY)(state, bare, hparams)
+    jax.tree.map(np.testing.assert_array_equal, after, without)
+    assert metrics.keys() - others.keys() == {
+      f'sampling/logp_difference/{m}' for m in ('mean', 'max')
+    }
+
+
 def test_a_shared_critic_is_a_score_on_the_policys_states():
   batch, _ = (made := source(SHARED)).next(0, BOTH[True], made.begin())
   micro = jax.tree.map(lambda x: jnp.asarray(x[0]), batch)

@@ -75,6 +75,9 @@ def test_old_log_probs_are_those_of_the_policy_that_sampled():
 def test_one_step_a_rollout_leaves_old_log_probs_to_the_loss():
   batch, _ = (source := online()).next(0, PARAMS, source.begin())
   assert 'old_logps' not in batch.fields and 'sampler_logps' in batch.fields
+  assert 'drawn_logps' in batch.fields
+  again = online('reinforce()', advantages='plain_returns()', rounds={'minibatches': 2})
+  assert 'drawn_logps' not in again.begin()['fields']  # its second step would show what it learnt
 
 
 def test_samples_without_a_score_or_cut_off_are_not_learnt_from():

@@ -117,6 +117,29 @@ class Scored(NamedTuple):
   metrics: dict[str, float]
 
 
+def differ(scored: Scored) -> np.ndarray:
+  """Which groups hold valid samples of different scores, bool [B]."""
+  low = np.where(scored.valid, scored.scores, np.inf).min(1)
+  return np.where(scored.valid, scored.scores, -np.inf).max(1) > low
+
+
+def chosen(parts: Sequence[Scored], rows: np.ndarray) -> Scored:
+  """Some groups of several rounds' scores; metrics are of all that was sampled."""
+  texts = [group for part in parts for group in part.texts]
+  metrics = {
+    name: float(np.mean([part.metrics[name] for part in parts if name in part.metrics]))
+    for name in parts[0].metrics
+  }
+  return Scored(
+    np.concatenate([part.rewards for part in parts])[rows],
+    np.concatenate([part.scores for part in parts])[rows],
+    np.concatenate([part.valid for part in parts])[rows],
+    [texts[row] for row in rows.tolist()],
+    tuple(failure for part in parts for failure in part.failures),
+    metrics,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Scorer:
   """How samples are scored: `scorer(prompts, indices, samples)`.

@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,18 +17,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxpref import advantages, hosts, sharding
-from jaxpref.log_probs import ActorCritic, policy_of, policy_params, stacked
+from jaxpref.log_probs import (
+  DRAWN,
+  ActorCritic,
+  logp_difference,
+  policy_of,
+  policy_params,
+  stacked,
+)
 from jaxpref.models import Model, brought_in, without
 from jaxpref.objectives import Objective, truncated_importance
 from jaxpref.rollout.estimators import Inputs
 from jaxpref.rollout.layout import Group, pack, unpack
 from jaxpref.rollout.rounds import Rounds
-from jaxpref.rollout.samples import Sampler, Scored, Scorer
+from jaxpref.rollout.samples import Sampler, Scored, Scorer, chosen, differ
 from jaxpref.sampling import Samples
 from jaxpref.typing import Batch, Params
 
 Carry = dict[str, Any]
-TOKENS = ('old_logps', 'sampler_logps', 'ref_logps', 'advantages', 'returns', 'old_values')
+TOKENS = ('old_logps', 'sampler_logps', DRAWN, 'ref_logps', 'advantages', 'returns', 'old_values')
 COLLAPSED = 0.9  # share of groups without any difference in reward that is worth a warning
 
 log = logging.getLogger(__name__)
@@ -129,6 +136,8 @@ class Online:
       'advantages': True,
       'sampler_logps': True,
       'old_logps': 'logps' in self._names,
+      # Where no forward pass is paid for, the one step that learns from them compares them.
+      DRAWN: 'logps' not in self._names and self.rounds.steps == 1,
       'ref_logps': self.needs_reference,
       'returns': self._critic,
       'old_values': self._critic,
@@ -179,7 +188,8 @@ class Online:
         f'off; first failures: {"; ".join(scored.failures[:3]) or "none"}'
       )
     carry = {**carry, 'ids': ids, 'tokens': np.asarray(samples.tokens), 'mask': mask}
-    fields = {'sampler_logps': np.asarray(samples.sampling_logps)}
+    drawn = np.asarray(samples.logps)
+    fields = {'sampler_logps': np.asarray(samples.sampling_logps), DRAWN: drawn}
     found = self._forward(self._compute, params, carry) if self._names else {}
     if 'logps' in found:
       fields['old_logps'] = found['logps']
@@ -189,7 +199,7 @@ class Online:
       where = self._reference_mesh
       theirs = self._forward(self._compute_logps, reference, carry, where)
       fields['ref_logps'] = theirs['logps']
-    policy_logps = fields.get('old_logps', np.asarray(samples.logps))
+    policy_logps = fields.get('old_logps', drawn)
     kl = np.where(mask, policy_logps - fields.get('ref_logps', policy_logps), 0)
     inputs = Inputs(
       scored.scores,
@@ -203,7 +213,8 @@ class Online:
     )
     fields |= hosts.whole(self._estimate(inputs))
     if 'old_logps' in fields:
-      self._report |= _difference(np.asarray(samples.logps), fields['old_logps'], mask)
+      away = logp_difference(drawn, fields['old_logps'], mask)
+      self._report |= {name: float(value) for name, value in away.items()}
     if cap := self.rounds.importance_cap:
       logps = map(jnp.asarray, (fields['old_logps'], fields['sampler_logps'], mask))
       weights = np.asarray(truncated_importance(*logps, cap=cap))
@@ -240,16 +251,16 @@ class Online:
       carry, ids, samples = self._start(policy, carry)
       samples = hosts.whole(samples)
       kept.append((ids, samples, self._score(ids, samples)))
-      if sum(int(_differ(scored).sum()) for *_, scored in kept) >= self.rounds.prompts:
+      if sum(int(differ(scored).sum()) for *_, scored in kept) >= self.rounds.prompts:
         break
     if len(kept) == 1:
       return carry, *kept[0]
-    useful = np.concatenate([_differ(scored) for *_, scored in kept])
+    useful = np.concatenate([differ(scored) for *_, scored in kept])
     first = np.argsort(~useful, kind='stable')[: self.rounds.prompts]  # then the earliest others
     ids = np.concatenate([ids for ids, *_ in kept])[first]
     samples = jax.tree.map(lambda *xs: np.concatenate(xs)[first], *(s for _, s, _ in kept))
     self._report['rollout/tries'] = float(len(kept))
-    return carry, ids, samples, _chosen([scored for *_, scored in kept], first)
+    return carry, ids, samples, chosen([scored for *_, scored in kept], first)
 
   def _start(self, policy: Params, carry: Carry) -> tuple[Carry, np.ndarray, Samples]:
     """Starts sampling the next B prompts."""
@@ -298,7 +309,7 @@ class Online:
     )
 
   def _monitor(self, scored: Scored, mask: np.ndarray, kl: float | None, carry: Carry) -> None:
-    same = 1 - float(_differ(scored).mean())
+    same = 1 - float(differ(scored).mean())
     self._report |= scored.metrics | {'frac_reward_zero_std': same}
     if kl is not None:
       self._report |= {'kl': float(kl), 'kl_coef': float(carry['beta'])}
@@ -312,38 +323,6 @@ class Online:
           100 * same,
           f', for the {self._collapses}th time' if self._collapses > 1 else '',
         )
-
-
-def _difference(sampler: np.ndarray, training: np.ndarray, mask: np.ndarray) -> dict[str, float]:
-  """How far the sampler's log-probs of the tokens are from those of the training forward."""
-  away = np.abs(sampler - training)[mask]
-  return {
-    'sampling/logp_difference/mean': float(away.mean()),
-    'sampling/logp_difference/max': float(away.max()),
-  }
-
-
-def _differ(scored: Scored) -> np.ndarray:
-  """Which groups hold valid samples of different scores, bool [B]."""
-  low = np.where(scored.valid, scored.scores, np.inf).min(1)
-  return np.where(scored.valid, scored.scores, -np.inf).max(1) > low
-
-
-def _chosen(parts: Sequence[Scored], rows: np.ndarray) -> Scored:
-  """Some groups of several rounds' scores; metrics are of all that was sampled."""
-  texts = [group for part in parts for group in part.texts]
-  metrics = {
-    name: float(np.mean([part.metrics[name] for part in parts if name in part.metrics]))
-    for name in parts[0].metrics
-  }
-  return Scored(
-    np.concatenate([part.rewards for part in parts])[rows],
-    np.concatenate([part.scores for part in parts])[rows],
-    np.concatenate([part.valid for part in parts])[rows],
-    [texts[row] for row in rows.tolist()],
-    tuple(failure for part in parts for failure in part.failures),
-    metrics,
-  )
 
 
 def _fields(model: Model | ActorCritic, names: tuple[str, ...], params: Params, batch: Batch):

@@ -14,7 +14,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.log_probs import CHUNK, DIVERGENCES, KNOWN, ActorCritic, log_probs, stacked
+from jaxpref.log_probs import (
+  CHUNK,
+  DIVERGENCES,
+  DRAWN,
+  KNOWN,
+  ActorCritic,
+  log_probs,
+  logp_difference,
+  stacked,
+)
 from jaxpref.models import Lora, Model, brought_in
 from jaxpref.objectives import Memory, Objective, reduce_metrics
 from jaxpref.train.anchor import Sync, attach
@@ -120,6 +129,8 @@ def make_step(
     mask = data['mask']
     for name in extra:
       scalars[name] = jnp.sum(outputs[name]) / jnp.maximum(jnp.sum(mask), 1)
+    if DRAWN in data and 'logps' in outputs:
+      scalars |= logp_difference(data[DRAWN], outputs['logps'], mask)
     rate = hparams.optimizer['learning_rate']
     skipped = jnp.where(finite, 0, state.skipped + 1).astype(jnp.int32)
     scalars |= {
