@@ -217,7 +217,7 @@ def check_roles(
       f'rollout.prompts={rounds.prompts} must be a multiple of the {sharding.groups(own.sampler)} '
       'groups of devices that sample'
     )
-  if own.rewards is not own.training and not any(reward_bytes(term) for term in terms):
+  if own.rewards is not own.training and not any(term.traits.nbytes for term in terms):
     raise ValueError(
       f'rollout.reward_devices={own.rewards.size}, and no reward is a model that lives on devices'
     )
@@ -237,10 +237,6 @@ def check_roles(
       f'rollout.prompts={rounds.prompts} must be a multiple of minibatches * microbatches * '
       f'reference_devices = {rounds.minibatches} * {rounds.microbatches} * {count}'
     )
-
-
-def reward_bytes(term: rewards.Term) -> int:
-  return getattr(term.reward, 'nbytes', 0)
 
 
 def load_both(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Prompts, Prompts | None]:
@@ -292,7 +288,7 @@ def memory(
     'gradients': 4 * trained,
     'frozen': sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(still)),
     'reference': 4 * own * (reference and not adapted),
-    'rewards': sum(map(reward_bytes, terms)),
+    'rewards': sum(term.traits.nbytes for term in terms),
     'sampler': own * width * (actor.dtype != jnp.float32),
     f'cache of {slots} slots': sampler.cache_bytes(prompts),
   }

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import rich.console
 
-from jaxpref import config, models, roles, run, sharding
+from jaxpref import config, models, online, rewards, roles, run, sharding
 from jaxpref.data import load_tokenizer
+from jaxpref.objectives import parse
+from jaxpref.rollout.reward_models import RewardModel
 
 BYTES = load_tokenizer('byte')
 SHAPE = models.preset('tiny', width=32, mlp_width=48, num_layers=1)
@@ -103,6 +105,18 @@ def test_every_role_is_where_it_should_be(tmp_path, monkeypatch):
   assert all(one is mesh for one in roles.divide(c, mesh))
   c.update({'rewards': '', 'rollout': {'devices': 8}})
   assert roles.trainers(c, jax.devices()) == jax.devices()  # without rewards there are no roles
+
+
+def test_a_reward_model_within_other_rewards_has_work_for_its_devices(tmp_path):
+  c = settings(tmp_path, rollout={'reward_devices': 1, 'prompts': 7})
+  own = roles.divide(c, sharding.make_mesh({'fsdp': -1}, roles.trainers(c, jax.devices())))
+  model, params = models.init(dataclasses.replace(SHAPE, num_labels=2), jax.random.key(0))
+  made = {'judge': lambda: RewardModel(model, params, BYTES, own.rewards)}
+  checked = (own, online.rounds_of(c, 1), False, parse('grpo()'))
+  terms = rewards.parse('length_penalty() + 2*cosine_length(mean(judge()), limit=4)', made)
+  online.check_roles(*checked, terms)
+  with pytest.raises(ValueError, match='no reward is a model'):
+    online.check_roles(*checked, terms[:1])
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Ensembles of rewards by hand, and who decides whether a sample has a score."""
 
+import sys
 import threading
+import types
 
 import numpy as np
 import pytest
 
 from jaxpref.rewards import Sample, evaluate, mean, minimum, parse, penalised
-from jaxpref.rewards.base import Term
+from jaxpref.rewards.base import Term, Traits
 
 
 class Constant:
@@ -52,11 +54,28 @@ def test_text_names_members_and_comes_back():
   assert parse(str(term)) == (term,)
 
 
-def test_what_a_member_needs_the_ensemble_needs():
-  slow, grouped = Constant(1.0), Constant(1.0)
-  slow.untimed, slow.nbytes, grouped.by_prompt = True, 5, True
-  assert minimum(slow, slow).untimed and minimum(slow, slow).nbytes == 10
-  assert not minimum(slow, slow).by_prompt and minimum(slow, grouped).by_prompt
+def test_what_a_member_needs_a_wrapper_needs(monkeypatch):
+  slow, grouped, both = Constant(1.0), Constant(1.0), Constant((1.0, 2.0))
+  slow.untimed, slow.nbytes, grouped.by_prompt, both.heads = True, 5, True, 2
+  module = types.ModuleType('my_wrapped_rewards')
+  module.slow, module.grouped, module.both, module.plain = slow, grouped, both, Constant(1.0)
+  monkeypatch.setitem(sys.modules, module.__name__, module)
+  for text, expected in (
+    ('user({slow})', Traits(untimed=True, nbytes=5)),
+    ('user({grouped})', Traits(by_prompt=True)),
+    ('user({plain})', Traits()),
+    ('cosine_length(user({slow}), limit=9)', Traits(untimed=True, nbytes=5)),
+    ('minimum(user({slow}), user({slow}))', Traits(untimed=True, nbytes=10)),
+    ('minimum(user({slow}), user({grouped}))', Traits(by_prompt=True, untimed=True, nbytes=5)),
+    ('mean(cosine_length(user({slow}), 9), user({plain}))', Traits(untimed=True, nbytes=5)),
+    ('-2*cosine_length(mean(user({both})), limit=9)', Traits()),
+  ):
+    names = {name: repr(f'my_wrapped_rewards:{name}') for name in vars(module)}
+    (term,) = parse(text.format(**names))
+    assert term.traits == expected, text
+  for text in ('user({both})', 'cosine_length(user({both}), limit=9)'):
+    with pytest.raises(ValueError, match=r'gives 2 scores: make them one by mean'):
+      parse(text.format(**names))
 
 
 def test_untimed_rewards_have_no_limit():

@@ -37,7 +37,6 @@ def test_shards_do_not_matter():
   x = jnp.arange(64.0).reshape(8, 8)
   spread = jax.device_put(x, jax.sharding.NamedSharding(mesh, jax.P('x')))
   assert checksums(spread) == checksums(x) == checksums(np.asarray(x))
-  with jax.set_mesh(
-    make_mesh(devices=jax.devices()[:1])
-  ):  # another role's arrays, such as a reward model's
+  # As of another role's arrays, such as a reward model's.
+  with jax.set_mesh(make_mesh(devices=jax.devices()[:1])):
     assert checksums(spread) == checksums(x)

@@ -7,11 +7,12 @@ Rules, reward models and judges are all such callables. A score is a number; Non
 does not apply to the sample; or an exception, when that one sample could not be scored.
 """
 
+import functools
 import math
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 Record = Mapping[str, Any]
 Score = Any  # a real number, None or an Exception
@@ -23,6 +24,29 @@ class Reward(Protocol):
   def __call__(
     self, prompts: Sequence[str], completions: Sequence[str], records: Sequence[Record], /
   ) -> Sequence[Score]: ...
+
+
+class Traits(NamedTuple):
+  """What a reward says of itself, in attributes of these names; without them it is as here.
+
+  A reward made of others has them as a tuple `members`, and needs what they need.
+  """
+
+  by_prompt: bool = False  # it compares a prompt's samples, so it is shown them together
+  untimed: bool = False  # it has no time limit, runs on the caller's thread and in every process
+  nbytes: int = 0  # of its parameters on devices
+  heads: int = 1  # how many scores it gives a sample, more than one as tuples
+
+
+def traits_of(reward: Reward) -> Traits:
+  """What `reward` says, and of what it does not say what its members do; heads are its own."""
+  members = [traits_of(member) for member in getattr(reward, 'members', ())]
+  return Traits(
+    getattr(reward, 'by_prompt', any(member.by_prompt for member in members)),
+    getattr(reward, 'untimed', any(member.untimed for member in members)),
+    getattr(reward, 'nbytes', sum(member.nbytes for member in members)),
+    getattr(reward, 'heads', 1),
+  )
 
 
 @dataclass(frozen=True)
@@ -64,6 +88,10 @@ class Term:
       raise ValueError(f'the weight of {self.name or name_of(self.reward)!r} is {self.weight}')
     object.__setattr__(self, 'name', self.name or name_of(self.reward))
 
+  @functools.cached_property
+  def traits(self) -> Traits:
+    return traits_of(self.reward)
+
   def __str__(self) -> str:
     text = repr(self.reward)
     if self.name != name_of(self.reward) and text.endswith(')'):
@@ -88,13 +116,17 @@ def check(terms: Sequence[Term]) -> None:
     if names.count(name) > 1:
       raise ValueError(f'two rewards are called {name!r}; give one another by name=...')
   for term in terms:
-    if (heads := getattr(term.reward, 'heads', 1)) > 1:
-      raise ValueError(
-        f'{term.reward!r} gives {heads} scores: make them one by mean(...), minimum(...) or '
-        'penalised(...)'
-      )
+    check_single(term.reward)
   if not any(term.weight for term in terms):
     raise ValueError(f'no reward has a weight other than 0: {", ".join(names) or "there is none"}')
+
+
+def check_single(reward: Reward) -> None:
+  """Raises ValueError where a reward gives several scores and one is read."""
+  if (heads := traits_of(reward).heads) > 1:
+    raise ValueError(
+      f'{reward!r} gives {heads} scores: make them one by mean(...), minimum(...) or penalised(...)'
+    )
 
 
 def each(score: Callable[..., Score], *columns: Iterable[Any]) -> list[Score]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxpref.rewards.base import Record, Reward, Score, each
+from jaxpref.rewards.base import Record, Reward, Score, each, traits_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,7 +30,7 @@ class Ensemble:
   text: tuple[str, str]
 
   def __post_init__(self):
-    scores = sum(getattr(member, 'heads', 1) for member in self.members)
+    scores = sum(traits_of(member).heads for member in self.members)
     if scores < 2 or not all(callable(member) for member in self.members):
       raise ValueError(
         f'{self.text[0]}() takes two or more rewards, or a reward model of several heads, got '
@@ -40,19 +40,6 @@ class Ensemble:
   @property
   def __name__(self) -> str:
     return self.text[0]
-
-  @property
-  def by_prompt(self) -> bool:
-    return any(getattr(member, 'by_prompt', False) for member in self.members)
-
-  @property
-  def untimed(self) -> bool:
-    return any(getattr(member, 'untimed', False) for member in self.members)
-
-  @property
-  def nbytes(self) -> int:
-    """Of the members' parameters."""
-    return sum(getattr(member, 'nbytes', 0) for member in self.members)
 
   def __call__(
     self, prompts: Sequence[str], completions: Sequence[str], records: Sequence[Record]

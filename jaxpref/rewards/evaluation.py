@@ -133,7 +133,7 @@ def _scores(term: Term, samples: Sequence[Sample], timeout: float | None) -> lis
 
 def _units(term: Term, samples: Sequence[Sample]) -> list[list[int]]:
   """Indices of the samples that a reward has to see together."""
-  if not getattr(term.reward, 'by_prompt', False):
+  if not term.traits.by_prompt:
     return [[i] for i in range(len(samples))]
   units: dict[str, list[int]] = {}
   for i, sample in enumerate(samples):
@@ -153,7 +153,7 @@ def _ask(term: Term, samples: Sequence[Sample], seconds: float | None) -> Any:
     # An array on a device is waited for here, inside the limit.
     return np.asarray(scores).tolist() if hasattr(scores, '__array__') else scores
 
-  return limited(call, None if getattr(term.reward, 'untimed', False) else seconds)
+  return limited(call, None if term.traits.untimed else seconds)
 
 
 def _checked(term: Term, answer: Any, indices: Sequence[int]) -> list[Score]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jaxpref.rewards.base import Record, Reward, Score
+from jaxpref.rewards.base import Record, Reward, Score, traits_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,6 +20,14 @@ class Imported:
   @property
   def __name__(self) -> str:
     return self.path.rpartition(':')[2]
+
+  @property
+  def members(self) -> tuple[Reward]:
+    return (self.function,)
+
+  @property
+  def heads(self) -> int:
+    return traits_of(self.function).heads
 
   def __call__(
     self, prompts: Sequence[str], completions: Sequence[str], records: Sequence[Record]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxpref.rewards.base import Record, Reward, Score, each, token_count
+from jaxpref.rewards.base import Record, Reward, Score, check_single, each, token_count
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,11 @@ class cosine_length:
     _at_least('cosine_length(limit)', self.limit, 1)
     if not callable(self.reward):
       raise ValueError(f'cosine_length(reward) must be a reward, got {self.reward!r}')
+    check_single(self.reward)
+
+  @property
+  def members(self) -> tuple[Reward]:
+    return (self.reward,)
 
   def __call__(
     self, prompts: Sequence[str], completions: Sequence[str], records: Sequence[Record]

@@ -198,11 +198,7 @@ def _evaluate(
   if jax.process_count() == 1:
     return rewards.evaluate(terms, asked, timeout=timeout)
   first = jax.process_index() == 0
-  everywhere = [
-    dataclasses.replace(term, weight=1.0)
-    for term in terms
-    if getattr(term.reward, 'untimed', False)
-  ]
+  everywhere = [dataclasses.replace(term, weight=1.0) for term in terms if term.traits.untimed]
   mine = terms if first else everywhere
 
   def call() -> rewards.Scores | None:
