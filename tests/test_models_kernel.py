@@ -169,8 +169,7 @@ def gradient_of_rows(width: int, dtype: str, sharding=None):
   return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2))).trace(*arrays)
 
 
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-@pytest.mark.parametrize('width', [64, 128])
+@pytest.mark.parametrize(('width', 'dtype'), [(64, 'float32'), (128, 'bfloat16')])
 def test_it_lowers_for_gpus(width, dtype):
   """To Triton's code, which jaxlib writes without a GPU."""
   device = AbstractDevice('NVIDIA A100', None, 'gpu')

@@ -174,8 +174,8 @@ def _forward_block(form: Form, given: _Given, out_ref, log_sums_ref):
     total = fade * total + weights.sum(1, keepdims=True)
     return top, total, fade * out + product(weights.astype(v.dtype), v, (1, 0))
 
-  column = (tiling.queries, 1)
-  sums = jnp.full(column, BOTTOM), jnp.zeros(column), jnp.zeros((tiling.queries, tiling.width))
+  top, total = (jnp.full((tiling.queries, 1), x, jnp.float32) for x in (BOTTOM, 0))
+  sums = top, total, _zeros(tiling.queries, tiling.width)
   top, total, out = _walk(given, add, 1, tiling.keys, sums)
   total = jnp.maximum(total, TINY)
   out_ref[...] = (out / total).astype(out_ref.dtype)
@@ -195,7 +195,7 @@ def _queries_block(form: Form, given: _Given, above_ref, log_sums_ref, inner_ref
     _, of_scores = _slopes(form, unseen, raw, of_weights, log_sums, inner)
     return to_q + product(of_scores.astype(k.dtype), k, (1, 0))
 
-  to_q = _walk(given, add, 1, tiling.keys, jnp.zeros((tiling.queries, tiling.width)))
+  to_q = _walk(given, add, 1, tiling.keys, _zeros(tiling.queries, tiling.width))
   to_q_ref[...] = to_q.astype(to_q_ref.dtype)
 
 
@@ -215,7 +215,7 @@ def _keys_block(form: Form, given: _Given, above_ref, log_sums_ref, inner_ref, t
     to_v += product(weights.astype(v.dtype), above, (1, 0))
     return to_k + product(of_scores.astype(k.dtype), q, (1, 0)), to_v
 
-  nothing = jnp.zeros((tiling.keys, tiling.width))
+  nothing = _zeros(tiling.keys, tiling.width)
   to_k, to_v = _walk(given, add, tiling.shared, tiling.queries, (nothing, nothing))
   to_k_ref[...], to_v_ref[...] = to_k.astype(to_k_ref.dtype), to_v.astype(to_v_ref.dtype)
 
@@ -224,6 +224,10 @@ def _slopes(form, unseen, raw, of_weights, log_sums, inner) -> tuple[Array, Arra
   """The softmax's weights and the loss's slope in the raw scores, from two products."""
   scores, slope = form.scores(raw)
   return form.gradient(scores + unseen, slope, log_sums, of_weights, inner)
+
+
+def _zeros(*shape: int) -> Array:
+  return jnp.zeros(shape, jnp.float32)
 
 
 def _walk(given: _Given, add: Callable, heads: int, size: int, sums):
