@@ -154,6 +154,19 @@ def test_dynamic_sampling_fills_up_with_groups_that_differ():
   assert source.report()['rollout/tries'] == 2 and not carry['fields']['advantages'].any()
 
 
+def test_what_is_cut_off_makes_no_group_worth_keeping():
+  """Only cut-off samples have another score, so with them left out every group is alike."""
+  options = {'reward': lambda p, c, r: [1.0] * len(c), 'missing_eos': 1.0, 'samples': 8}
+  found = {}
+  for masked in (False, True):
+    source = online(rounds={'tries': 3, 'mask_truncated': masked}, **options)
+    _, carry = source.next(0, PARAMS, source.begin())
+    found[masked] = source.report()
+    assert carry['fields']['advantages'].any() == (not masked)
+  assert found[False].get('rollout/tries', 1) < 3 and found[False]['frac_reward_zero_std'] == 0
+  assert found[True]['rollout/tries'] == 3 and found[True]['frac_reward_zero_std'] == 1
+
+
 def test_sampling_ahead_is_one_rollout_stale():
   path = [PARAMS, moved(), moved(0.2), moved(0.3)]
   ahead, now = online(rounds={'ahead': 1}), online()
@@ -201,6 +214,17 @@ def test_groups_without_a_difference_are_warned_of_now_and_then(caplog):
   assert 'rollout 0: in 100 %' in first and 'nothing to learn' in first
   assert 'rollout 9:' in tenth and 'for the 10th time' in tenth
   assert source.report()['frac_reward_zero_std'] == 1
+
+
+def test_samples_without_a_group_are_compared_with_each_other(caplog):
+  """As of PPO, which takes one of each prompt."""
+  for reward, same in ((digest, 0), (lambda p, c, r: [0.5] * len(c), 1)):
+    source = online(reward=reward, samples=1, advantages='plain_returns()')
+    source.next(0, PARAMS, source.begin())
+    assert source.report()['frac_reward_zero_std'] == same
+    assert ['this batch all samples have one' in r.getMessage() for r in caplog.records] == [
+      True
+    ] * same
 
 
 def test_a_reward_of_weight_0_is_compared_with_what_is_learnt_from():

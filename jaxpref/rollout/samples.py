@@ -117,10 +117,10 @@ class Scored(NamedTuple):
   metrics: dict[str, float]
 
 
-def differ(scored: Scored) -> np.ndarray:
-  """Which groups hold valid samples of different scores, bool [B]."""
-  low = np.where(scored.valid, scored.scores, np.inf).min(1)
-  return np.where(scored.valid, scored.scores, -np.inf).max(1) > low
+def differ(scored: Scored, axis: int | None = 1) -> np.ndarray:
+  """Which groups hold valid samples of different scores, bool [B]; axis None: whether any do."""
+  low = np.where(scored.valid, scored.scores, np.inf).min(axis)
+  return np.where(scored.valid, scored.scores, -np.inf).max(axis) > low
 
 
 def chosen(parts: Sequence[Scored], rows: np.ndarray) -> Scored:

@@ -180,8 +180,6 @@ class Online:
     carry, ids, samples, scored = self._filled(policy, carry)
     sampled = time.monotonic()
     mask = np.asarray(samples.mask) & scored.valid[..., None]
-    if self.rounds.mask_truncated:
-      mask &= np.asarray(samples.finished)[..., None]
     if not mask.any():
       raise ValueError(
         'no sample of the rollout counts: every reward failed or does not apply, or all were cut '
@@ -269,7 +267,10 @@ class Online:
     return carry, ids, self.sampler(policy, ids.tolist(), keys)
 
   def _score(self, ids: np.ndarray, samples: Samples) -> Scored:
-    return self.scorer(self.sampler.prompts, ids.tolist(), samples)
+    scored = self.scorer(self.sampler.prompts, ids.tolist(), samples)
+    if self.rounds.mask_truncated:  # before groups are chosen by what counts in them
+      scored = scored._replace(valid=scored.valid & np.asarray(samples.finished))
+    return scored
 
   def _forward(
     self, compute: Callable, params: Params, carry: Carry, mesh: jax.sharding.Mesh | None = None
@@ -309,18 +310,20 @@ class Online:
     )
 
   def _monitor(self, scored: Scored, mask: np.ndarray, kl: float | None, carry: Carry) -> None:
-    same = 1 - float(differ(scored).mean())
+    # Samples that have no group are compared with those of the other prompts.
+    alone = self.sampler.num_samples == 1
+    same = 1 - float(differ(scored, axis=None if alone else 1).mean())
     self._report |= scored.metrics | {'frac_reward_zero_std': same}
     if kl is not None:
       self._report |= {'kl': float(kl), 'kl_coef': float(carry['beta'])}
-    if self.sampler.num_samples > 1 and same > COLLAPSED:
+    if same > COLLAPSED:
       self._collapses += 1
       if self._collapses in (1, 10, 100, 1000):
         log.warning(
-          'rollout %d: in %.0f %% of the groups all samples have one reward, so there is nothing '
-          'to learn from them%s; look at the samples, and at the rewards',
+          'rollout %d: in %s all samples have one reward, so there is nothing to learn from '
+          'them%s; look at the samples, and at the rewards',
           carry['rollout'],
-          100 * same,
+          'this batch' if alone else f'{100 * same:.0f} % of the groups',
           f', for the {self._collapses}th time' if self._collapses > 1 else '',
         )
 
