@@ -69,7 +69,8 @@ def default() -> ml_collections.ConfigDict:
   rollout.slots = 0  # completions sampled side by side, hence the cache's size; 0: all at once
   rollout.epochs = 1  # passes over a rollout
   rollout.minibatches = 1  # optimizer steps a pass
-  rollout.ahead = 0  # 1: the next rollout is sampled while this one is learnt from
+  rollout.ahead = 0  # 1: the next rollout is sampled while this one is learnt from, by a policy one
+  # rollout old; only importance_cap corrects for that: ratios are to the newest policy before it
   rollout.tries = 1  # rounds of sampling to find groups whose rewards differ (dynamic sampling)
   rollout.advantages = (
     'group_baseline()'  # gae(), leave_one_out(), ...; jaxpref/rollout/estimators.py

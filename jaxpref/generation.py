@@ -161,15 +161,24 @@ def decode_after(tokenizer: Any, before: int, tokens: Sequence[int]) -> str:
   return whole[len(prefix) :] if whole.startswith(prefix) else tokenizer.decode(tokens)
 
 
-def check_lengths(model: Model, encoded: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-  """Raises where positions would run out; most rotary ones have no such end."""
+def check_lengths(
+  model: Model,
+  encoded: Sequence[Sequence[int]],
+  max_new_tokens: int,
+  origins: Sequence[str] = (),
+) -> None:
+  """Raises where positions would run out; most rotary ones have no such end.
+
+  `origins` are where the prompts come from, if it is known.
+  """
   limit = model.config.position_limit
   for i, tokens in enumerate(encoded):
     last = len(tokens) + max_new_tokens - 1  # the last token sampled is never read
     if limit is not None and last > limit:
       raise ValueError(
-        f'prompt {i} has {len(tokens)} tokens and {max_new_tokens} new ones are asked for, but the '
-        f'model knows {limit} positions: shorten the prompt or lower max_new_tokens'
+        f'{f"{origins[i]}: the prompt" if origins else f"prompt {i}"} has {len(tokens)} tokens and '
+        f'{max_new_tokens} new ones are asked for, but the model knows {limit} positions: shorten '
+        'the prompt or lower max_new_tokens'
       )
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from jaxpref import advantages, data, hosts, rewards, roles, sharding, stops
 from jaxpref.evals.sampled import sampled
+from jaxpref.limits import check_numbers, sampling_of
 from jaxpref.log_probs import DIVERGENCES, ActorCritic, policy_of, policy_params
 from jaxpref.models import Lora, Model, brought_in, without
 from jaxpref.objectives import Objective
@@ -24,7 +25,6 @@ from jaxpref.rollout.rounds import Rounds
 from jaxpref.rollout.samples import Sampler, Scorer
 from jaxpref.rollout.source import Online
 from jaxpref.rollout.tables import Tables
-from jaxpref.sampling import Sampling
 from jaxpref.train import anchor, critics, lora, policy, reward_models
 from jaxpref.train.feed import Feed, Opened
 from jaxpref.train.state import TrainState
@@ -45,6 +45,7 @@ def prepare(
       'config.reference_sync moves a reference that samples are compared with; with rewards it '
       'stands still: set reference_sync.every=0'
     )
+  check_numbers(config)
   whole, adapted = lora.whole_of(config), lora.chosen(config)
   own = roles.divide(config, mesh)
   terms = rewards.parse(config.rewards, more=reward_models.makers(own.rewards, tokenizer))
@@ -67,6 +68,15 @@ def prepare(
   )
   place = functools.partial(hosts.place, sharding=sharding.batch_sharding(mesh))
   sampler = sampler_of(config, actor, train_prompts, tokenizer, own.sampler)
+  held = None
+  if eval_prompts is not None:
+    held = dataclasses.replace(
+      sampler,
+      prompts=eval_prompts,
+      num_samples=config.eval.samples,
+      slots=0,
+      sampling=sampling_of(config, 'eval'),
+    )
   scorer = Scorer(terms, tokenizer, timeout=c.timeout, missing_eos=c.missing_eos, stop=c.stop)
   narrow = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(actor.dtype), brought_in(params)))
 
@@ -122,15 +132,8 @@ def prepare(
         reference=jax.tree.map(lambda x: jax.device_put(x, x.sharding, may_alias=False), reference)
       )
     evaluate = None
-    if eval_prompts is not None:
-      held = dataclasses.replace(
-        sampler,
-        prompts=eval_prompts,
-        num_samples=config.eval.samples,
-        slots=0,
-        sampling=Sampling(config.eval.temperature),
-      )
-      size = -(-min(c.prompts, len(eval_prompts)) // groups) * groups
+    if held is not None:
+      size = -(-min(c.prompts, len(held.prompts)) // groups) * groups
       measure = sampled(held, scorer, size, cast=cast)
 
       def evaluate(state: TrainState) -> dict[str, float]:
@@ -196,7 +199,7 @@ def sampler_of(
     c.samples,
     c.max_new_tokens,
     slots=c.slots,
-    sampling=Sampling(c.temperature, c.top_k, c.top_p, c.min_p),
+    sampling=sampling_of(config, 'rollout'),
     stop_ids=tuple(sorted(tokenizer.stop_ids)),
     stops=stops.automaton(c.stop, tokenizer.pieces) if c.stop else None,
     seed=config.seed,
@@ -256,7 +259,7 @@ def load_both(config: ConfigDict, tokenizer: data.Tokenizer) -> tuple[Prompts, P
 
 
 def check_rewards(c: ConfigDict, estimator: Any) -> None:
-  """Raises ValueError for a baseline that needs more samples of a prompt than there are."""
+  """Raises ValueError for what the advantages cannot do, or would leave without effect."""
   if getattr(estimator, 'group', False) and c.samples < 2:
     raise ValueError(
       f'rollout.advantages={c.advantages} compares the samples of a prompt, and '
@@ -264,6 +267,23 @@ def check_rewards(c: ConfigDict, estimator: Any) -> None:
     )
   if c.kl_target and not c.kl:
     raise ValueError('rollout.kl_target steers rollout.kl, which is 0: give it a first value')
+  ignored = [f'rollout.{key}={c[key]:g}' for key in ('kl', 'missing_eos') if c[key]]
+  if isinstance(estimator, estimators.each_reward) and ignored:
+    raise ValueError(
+      f'rollout.advantages={c.advantages} compares every reward by itself, so nothing would come '
+      f'of {", ".join(ignored)}: set it to 0; the loss may have the KL, as in grpo() + 0.04*kl(), '
+      'and rollout.mask_truncated leaves out what was cut off'
+    )
+  if c.target_kl and c.epochs < 2:
+    raise ValueError(
+      f'rollout.target_kl={c.target_kl:g} ends further passes over a rollout, and '
+      f'rollout.epochs={c.epochs}: take more, or set it to 0'
+    )
+  if c.tries > 1 and c.samples < 2:
+    raise ValueError(
+      f'rollout.tries={c.tries} looks for prompts whose samples differ in reward, and '
+      f'rollout.samples={c.samples}: take at least 2, or tries=1'
+    )
 
 
 def memory(
@@ -279,11 +299,15 @@ def memory(
   split = functools.partial(lora.split, adapted, seed=0, dtype=actor.dtype)
   still, trained = jax.eval_shape(split, model.param_shapes())
   size = lambda shapes: sum(x.size for x in jax.tree.leaves(shapes))  # noqa: E731
-  own, trained = size(actor.param_shapes()), size(trained)
+  own, critic = size(actor.param_shapes()), 0
+  if isinstance(model, ActorCritic):
+    critic = size(trained['critic'])
+  trained = size(trained)
   slots = sampler.slots or prompts * sampler.num_samples
   width = np.dtype(actor.dtype).itemsize
   parts = {
-    'parameters': 4 * trained,
+    'parameters': 4 * (trained - critic),
+    'critic': 4 * critic,
     'optimizer': 8 * trained,
     'gradients': 4 * trained,
     'frozen': sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(still)),

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 
 import jax
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import rich.console
 from ml_collections import ConfigDict
 
-from jaxpref import config, run
+from jaxpref import config, online, run, sharding
+from jaxpref.data import load_tokenizer
+from jaxpref.objectives import parse
 from jaxpref.rollout.tables import Tables
 from jaxpref.train.loop import fit
 from jaxpref.train.writers import read_metrics
@@ -141,13 +144,30 @@ def test_metrics_of_a_rollout_come_with_its_first_step(tmp_path, data):
     ({'rollout.samples': 1}, 'take at least 2'),
     ({'rollout.kl_target': 3.0}, 'give it a first value'),
     ({'rollout.prompts': 24, 'rollout.minibatches': 2}, 'multiple of minibatches'),
-    ({'rollout.temperature': -1.0}, 'temperature must be'),
+    ({'rollout.temperature': -1.0}, r'rollout\.temperature must be'),
+    ({'eval.temperature': -1.0}, r'eval\.temperature must be'),
+    ({'eval.samples': 0}, r'eval\.samples must be a number at least 1, got 0'),
+    ({'rollout.slots': -3}, r'rollout\.slots must be a number at least 0, got -3'),
+    ({'rollout.max_new_tokens': 0}, r'rollout\.max_new_tokens must be'),
+    ({'rollout.minibatches': 0}, r'rollout\.minibatches must be'),
+    ({'rollout.missing_eos': -3.0}, r'rollout\.missing_eos must be'),
+    ({'rollout.timeout': 0.0}, r'rollout\.timeout must be a number above 0'),
+    ({'rollout.kl': float('nan')}, r'rollout\.kl must be'),
+    ({'rollout.target_kl': 0.1}, 'rollout.epochs=1: take more'),
+    ({'rollout.advantages': 'each_reward()', 'rollout.kl': 0.1}, r'come of rollout\.kl=0\.1: set'),
+    (
+      {'rollout.samples': 1, 'rollout.advantages': 'plain_returns()', 'rollout.tries': 2},
+      'looks for prompts whose samples differ',
+    ),
     ({'data.train': ''}, 'config.data.train is empty'),
     ({'data.max_length': 2}, r'raise data\.max_length'),
     ({'data.eval_fraction': 1.0}, 'leaves 0 prompts'),
     ({'batch.row_lengths': (8,)}, 'rows of 8 tokens do not hold'),
     ({'reference': 'live', 'reference_sync.every': 2}, 'it stands still'),
-    ({'model': 'preset:gpt2', 'rollout.max_new_tokens': 2000}, 'the model knows 1024 positions'),
+    (
+      {'model': 'preset:gpt2', 'rollout.max_new_tokens': 2000},
+      r'prompts\.jsonl:1: the prompt has 5 tokens and 2000 .* the model knows 1024 positions',
+    ),
     ({'model': GPT2, 'tokenizer': 'byte'}, 'tokenizer has 259 tokens, the model .* only 96'),
     ({'rollout.stop': ('',)}, 'stop strings are a list of texts that are not empty'),
     (
@@ -164,6 +184,30 @@ def test_mistakes_are_named_before_anything_runs(tmp_path, data, changes, messag
   with pytest.raises((ValueError, ImportError), match=message):
     run.train(tiny(data, **changes), tmp_path / 'w', console=QUIET)
   assert not (tmp_path / 'w').exists()
+
+
+def test_a_held_out_prompt_that_is_too_long_is_named_too(tmp_path, data):
+  held = tmp_path / 'held.jsonl'
+  held.write_text(json.dumps({'prompt': 'x' * 1022}) + '\n')  # and one for the bos
+  more = {'model': 'preset:gpt2', 'data.eval': f'jsonl:{held}', 'data.max_length': 2000}
+  with pytest.raises(ValueError, match=r'held\.jsonl:1: the prompt has 1023 tokens'):
+    run.train(tiny(data, **more), tmp_path / 'w', console=QUIET)
+  assert not (tmp_path / 'w').exists()
+
+
+def test_a_critic_stands_in_the_plan_of_memory(data):
+  c = tiny(data, objective='ppo_clip() + value_loss()', **{'rollout.advantages': 'gae()'})
+  tokenizer, mesh = load_tokenizer('byte'), sharding.make_mesh({'fsdp': -1})
+  feed = online.prepare(c, parse(c.objective), tokenizer, mesh, QUIET)
+  (line,) = (line for line in feed.summary if 'MiB' in line)
+  said = {name: float(mib) for name, mib in re.findall(r'(\w+) ([0-9.]+)[,;]', line)}
+  sizes = {
+    name: sum(x.size for x in jax.tree.leaves(shapes)) * 4 / 2**20
+    for name, shapes in feed.model.param_shapes().items()
+  }
+  assert said['critic'] == pytest.approx(sizes['critic'], abs=0.05)
+  assert said['parameters'] == pytest.approx(sizes['policy'], abs=0.05)
+  assert said['optimizer'] == pytest.approx(2 * sum(sizes.values()), abs=0.05)
 
 
 def test_what_a_person_sees(tmp_path, data):

@@ -22,7 +22,7 @@ LAYERS = (
   ('config',),
   ('train',),
   ('evals', 'sweeps'),
-  ('offline', 'online', 'program', 'roles', 'run'),
+  ('limits', 'offline', 'online', 'program', 'roles', 'run'),
   ('plan', 'launch'),
   ('cli',),
 )

@@ -51,7 +51,8 @@ class Sampler:
   mesh: jax.sharding.Mesh | None = None
 
   def __post_init__(self):
-    check_lengths(self.model, self.prompts.tokens, self.max_new_tokens)
+    prompts = self.prompts
+    check_lengths(self.model, prompts.tokens, self.max_new_tokens, prompts.origins)
 
   @functools.cached_property
   def width(self) -> int:
