@@ -81,6 +81,9 @@ def axis_sizes(sizes: Mapping[str, int], devices: int) -> dict[str, int]:
   unknown = set(given) - set(AXES)
   if unknown:
     raise ValueError(f'unknown mesh axes {sorted(unknown)}; the axes are {AXES}')
+  for axis, size in given.items():
+    if size < 1 and size != -1:
+      raise ValueError(f'mesh.{axis}={size}: expected 1 or more, or -1 for all that is left')
   if count < 1 or devices % count:
     raise ValueError(f'mesh.slices={count} does not divide {devices} devices')
   own = devices // count

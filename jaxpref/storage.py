@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -76,6 +77,12 @@ def check_writable(folder: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder) as file:
       file.write(bytes(4096))  # a full disk still takes names
+
+
+def remove_tree(folder: Any) -> None:
+  """Removes a folder and all in it, on a disk or at gs://; nothing where there is none."""
+  if folder.is_dir():
+    folder.rmtree() if is_url(folder) else shutil.rmtree(folder)
 
 
 def write_atomically(file: Any, content: str | bytes) -> None:

@@ -178,6 +178,12 @@ def test_slices_are_arranged_as_jax_arranges_them():
     sharding.make_mesh({'slices': 4, 'fsdp': -1}, devices)
 
 
+@pytest.mark.parametrize('size', [0, -2])
+def test_a_size_that_no_axis_has_is_named(size):
+  with pytest.raises(ValueError, match=f'mesh.fsdp={size}: expected 1 or more, or -1'):
+    sharding.make_mesh({'fsdp': size})
+
+
 def test_devices_that_know_no_slices_are_taken_in_their_order():
   found = sharding.make_mesh({'slices': 2, 'data': 1, 'fsdp': 2, 'tensor': 2})
   assert dict(found.shape) == {'data': 2, 'fsdp': 2, 'context': 1, 'tensor': 2}

@@ -26,19 +26,29 @@ def config(**changes):
 
 def test_a_config_round_trips_sorted(tmp_path):
   workdir = open_workdir(tmp_path / 'deep' / 'run', config())
-  assert not workdir.reopened
   assert workdir.metrics.parent == workdir.path
   text = (workdir.path / 'config.json').read_text()
   assert list(json.loads(text)) == sorted(config().keys())
   assert read_config(workdir.path).to_dict() == config().to_dict()
-  assert open_workdir(workdir.path, read_config(workdir.path)).reopened
+  workdir.metrics.write_text('{"step": 1}\n')  # from here on another config would be refused
+  open_workdir(workdir.path, read_config(workdir.path))
   frozen = ml_collections.FrozenConfigDict(config())
-  assert open_workdir(workdir.path, frozen).reopened
-  assert [p.name for p in workdir.path.iterdir()] == ['config.json']  # no half-written files
+  open_workdir(workdir.path, frozen)
+  assert sorted(p.name for p in workdir.path.iterdir()) == [
+    'config.json',
+    'metrics.jsonl',
+  ]  # no half-written files
+
+
+def begun(folder, **changes):
+  """The workdir of a run that has got somewhere."""
+  workdir = open_workdir(folder, config(**changes))
+  workdir.metrics.write_text('{"step": 1}\n')
+  return workdir
 
 
 def test_another_config_is_refused_by_keys_with_both_values(tmp_path):
-  open_workdir(tmp_path, config())
+  begun(tmp_path)
   before = (tmp_path / 'config.json').read_text()
   other = config(**{'optimizer.learning_rate': 1e-3, 'seed': 1, 'log.every': 5})
   other.extra = 'new'
@@ -57,7 +67,7 @@ def test_another_config_is_refused_by_keys_with_both_values(tmp_path):
 
 
 def test_what_does_not_change_results_may_change(tmp_path):
-  open_workdir(tmp_path, config())
+  begun(tmp_path)
   other = {'log.every': 1, 'mesh.data': 8, 'batch.chunk': 512, 'reference_memory': 'host'}
   open_workdir(tmp_path, config(**other))
   assert read_config(tmp_path).mesh.data == 8
@@ -65,15 +75,28 @@ def test_what_does_not_change_results_may_change(tmp_path):
     open_workdir(tmp_path, config(**{'batch.size': 16}))
 
 
+def test_a_run_that_got_nowhere_gives_way(tmp_path):
+  open_workdir(tmp_path, config())
+  for left in ('base', 'reference', 'checkpoints'):
+    (tmp_path / left).mkdir()
+  open_workdir(tmp_path, config())
+  assert (tmp_path / 'base').is_dir()
+  open_workdir(tmp_path, config(seed=1))
+  assert not (tmp_path / 'base').exists() and not (tmp_path / 'reference').exists()
+  (tmp_path / 'checkpoints' / '5').mkdir()
+  with pytest.raises(ValueError, match='seed: 1 there, 0 now'):
+    open_workdir(tmp_path, config())
+
+
 def test_only_whole_names_are_free(tmp_path):
-  plain = {'logits': 1}
-  open_workdir(tmp_path, plain)
+  open_workdir(tmp_path, {'logits': 1})
+  (tmp_path / 'checkpoints' / '5').mkdir(parents=True)
   with pytest.raises(ValueError, match='logits: 1 there, 2 now'):
     open_workdir(tmp_path, {'logits': 2})
 
 
 def test_a_run_may_grow_but_not_shrink(tmp_path, caplog):
-  open_workdir(tmp_path, config())
+  begun(tmp_path)
   open_workdir(tmp_path, config(steps=200))
   assert 'steps grows from 100 to 200' in caplog.text
   with pytest.raises(ValueError, match=r'steps: 200 there, 150 now \(it may grow, not shrink\)'):

@@ -15,7 +15,7 @@ from jaxpref.train.writers import JsonLines, open_writers, read_metrics
 
 @pytest.fixture
 def workdir(tmp_path):
-  return Workdir(tmp_path, False)
+  return Workdir(tmp_path)
 
 
 def steps(path):

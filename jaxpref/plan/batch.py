@@ -17,7 +17,6 @@ from jaxpref.typing import Batch
 SUPPLIED = {
   'label': 1, 'preference': 1, 'margin': 1, 'mismatched': 1, 'scores': 2,
   'step_ends': 3, 'step_labels': 3,
-  'advantages': 3, 'old_logps': 3, 'sampler_logps': 3, 'returns': 3, 'old_values': 3,
 }  # fmt: skip
 
 
@@ -60,7 +59,7 @@ class _Zeros:
 def parse_lengths(text: str) -> tuple[int, ...]:
   """(512, 512, 512) of '512,512,512': tokens of a prompt, then of its candidates."""
   parts = text.split(',')
-  if len(parts) < 2 or not all(part.strip().isdigit() for part in parts):
+  if len(parts) < 2 or not all(part.strip().isdigit() and int(part) for part in parts):
     raise ValueError(
       f'--lengths={text}: expected the tokens of a prompt and of its completions, as 512,512,512'
     )
@@ -82,9 +81,11 @@ def make(
   """
   known = {*KNOWN, 'ref_logps', 'mask', 'ids', *SUPPLIED}
   if unknown := sorted(objective.fields - known):
-    raise ValueError(f'{objective} reads {unknown}, which this plan cannot make up')
-  computed = {*KNOWN} - {'old_logps'}
-  extras = {name: SUPPLIED[name] for name in objective.fields if name in {*SUPPLIED} - computed}
+    raise ValueError(
+      f'{objective} reads {unknown}, which no data bring: if they come with samples, say in '
+      'config.rewards what scores these'
+    )
+  extras = {name: SUPPLIED[name] for name in objective.fields if name in SUPPLIED}
   data = Lengths(tokens, config.batch.size, extras)
   tables = {} if live or 'ref_logps' not in objective.fields else {'ref_logps': _Zeros(tokens)}
   packing = Packing(row_lengths=tuple(config.batch.row_lengths))

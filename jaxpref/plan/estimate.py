@@ -127,14 +127,18 @@ def messages(
   slices: int = 1,
 ) -> list[Collective]:
   """Weights are gathered for each pass over them and gradients summed once; with `tensor`, the
-  output of every sub-layer is summed forward, and the gradient of its input backward."""
+  output of every sub-layer is summed forward, and the gradient of its input backward; with
+  `context`, keys and values are gathered in each pass, and their gradients scattered."""
   c, width = model.config, np.dtype(model.dtype).itemsize
   count = sum(x.size for x in jax.tree.leaves(model.param_shapes())) / mesh['tensor']
-  states = given.tokens * c.width * width
-  passes, groups = given.microbatches, mesh['fsdp'] * mesh['data']
+  states = given.tokens / mesh['context'] * c.width * width
+  keys = 2 * given.tokens * c.num_kv_heads * c.head_dim * width / mesh['tensor']
+  passes, groups = given.microbatches, mesh['fsdp'] * mesh['data'] * mesh['context']
   found = [
     Collective('all-gather', (), width * count, mesh['fsdp'], passes * (2 + live)),
     Collective('all-reduce', (), width * trained / mesh['tensor'], groups, passes, slices=slices),
     Collective('all-reduce', (), states, mesh['tensor'], passes * (4 + 2 * live) * c.num_layers),
+    Collective('all-gather', (), keys, mesh['context'], passes * (2 + live) * c.num_layers),
+    Collective('reduce-scatter', (), keys, mesh['context'], passes * c.num_layers),
   ]
   return [one for one in found if one.group > 1]

@@ -69,6 +69,7 @@ class Plan:
   sampling: dict[str, float] = dataclasses.field(default_factory=dict)
   ahead: bool = False
   roles: dict[str, tuple[int, dict[str, float]]] = dataclasses.field(default_factory=dict)
+  donated: float = 0.0  # bytes of what a step is given, which its results take the place of
   refusal: str = ''  # of the compiler, for what it finds too large
 
   @property
@@ -248,6 +249,7 @@ def make(
     plan,
     source='compiled',
     memory=memory | compiled_memory(compiled.memory_analysis(), given_bytes),
+    donated=compiled.memory_analysis().alias_size_in_bytes,
     flops=found.flops,
     traffic=found.hbm,
     messages=found.by_kind(),

@@ -32,6 +32,8 @@ def lines(plan: Plan) -> Iterator[str]:
     yield '  while it samples, ' + ('too' if plan.ahead else 'in place of what only a step needs')
     yield from _parts(plan.sampling)
   yield _total(plan.total, plan.capacity)
+  if plan.donated:
+    yield f'  {"of it donated, so held once":<34} {plan.donated / GIB:8.2f}'
   for role, (count, parts) in plan.roles.items():
     yield f'memory of each of {count} chips for {role} alone, GiB'
     yield from _parts(parts)
@@ -107,7 +109,8 @@ def advice(plan: Plan) -> str:
   if plan.setting['moments'] == 'float32' and 'optimizer' in plan.memory:
     found.append('optimizer.dtype=bfloat16')
   if plan.memory.get('reference'):
-    found.append('reference=table, or reference_memory=host')
+    table = 'reference=table, or ' * (not plan.sampling)  # samples have no table
+    found.append(f'{table}reference_memory=host')
   if plan.mesh['data'] > 1:
     found.append('mesh.data=1 and a larger mesh.fsdp')
   if 'optimizer' == largest:

@@ -15,12 +15,18 @@ from jaxpref.plan import planned, report
 from jaxpref.plan.chips import GIB, Topology
 from jaxpref.plan.planned import Plan
 
-TENSOR = (1, 2, 4, 8)
+DATA, CONTEXT, TENSOR = (1, 2, 4), (1, 2, 4), (1, 2, 4, 8)
+APART = 8  # chips of these three axes together, at most; `fsdp` takes the others
 REMAT = ('', 'dots', 'full', 'offload')
 MICROBATCHES = (1, 2, 4, 8)
-ROWS = (1, 2, 4)  # examples a row
-# What is varied, with the width of its column.
-KEYS = {'mesh.tensor': 11, 'remat': 7, 'batch.microbatches': 18, 'batch.row_lengths': 17}
+ROWS = (1, 2, 4)  # examples a row; of samples, completions with their prompt
+# What is varied, by the name of its column.
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+  'data x context x tensor': ('mesh.data', 'mesh.context', 'mesh.tensor'),
+  'remat': ('remat',),
+  'microbatches': ('batch.microbatches',),
+  'row length': ('batch.row_lengths',),
+}
 
 
 class Found(NamedTuple):
@@ -106,40 +112,48 @@ def candidates(
   config: ConfigDict, topology: Topology, lengths: tuple[int, ...]
 ) -> Iterator[dict[str, Any]]:
   """Keys of the config and their values."""
-  room = sum(lengths)
-  for tensor, remat, micro, rows in itertools.product(TENSOR, REMAT, MICROBATCHES, ROWS):
-    groups = topology.chips * config.mesh.slices // tensor
-    if topology.chips % tensor or config.batch.size % (groups * micro):
+  prompt, new = 0, sum(lengths)
+  size, most = config.batch.size, config.batch.size
+  if rollout := config.rollout if config.rewards else None:
+    prompt, new = lengths[0], rollout.max_new_tokens
+    size, most = rollout.prompts // rollout.minibatches, rollout.prompts * rollout.samples
+  settings = itertools.product(DATA, CONTEXT, TENSOR, REMAT, MICROBATCHES, ROWS)
+  for data, context, tensor, remat, micro, rows in settings:
+    apart = data * context * tensor
+    groups = topology.chips * config.mesh.slices // (context * tensor)
+    if apart > APART or topology.chips % apart or size % (groups * micro):
       continue
-    if rows > config.batch.size // (groups * micro) or (remat == 'offload' and not topology.tpu):
+    if rows > most // (groups * micro) or (remat == 'offload' and not topology.tpu):
       continue
     yield {
-      'mesh.data': 1,
+      'mesh.data': data,
       'mesh.fsdp': -1,
-      'mesh.context': 1,
+      'mesh.context': context,
       'mesh.tensor': tensor,
       'remat': remat,
       'batch.microbatches': micro,
-      'batch.row_lengths': (rows * room,),
+      'batch.row_lengths': (prompt + rows * new,),
     }
 
 
 def _rank(one: tuple[Mapping[str, Any], Plan]) -> tuple[float, ...]:
   """Of settings that are as fast, those that read weights and move activations less often."""
   values, plan = one
-  return plan.seconds, values['batch.microbatches'], values['mesh.tensor'], plan.total
+  apart = values['mesh.context'] * values['mesh.tensor'] * values['mesh.data']
+  return plan.seconds, values['batch.microbatches'], apart, plan.total
 
 
 def lines(found: Found, most: int = 10) -> Iterator[str]:
   """What was tried and what came of it."""
-  axes = f'mesh.tensor {TENSOR}, remat {REMAT}, microbatches {MICROBATCHES}, examples a row {ROWS}'
-  yield f'tried {found.tried} settings that divide the batch, of {axes}'
+  yield f'tried {found.tried} settings that divide the batch, of'
+  yield f'  data {DATA}, context {CONTEXT}, tensor {TENSOR}, {APART} at most, and fsdp the rest;'
+  yield f'  remat {REMAT}, microbatches {MICROBATCHES}, examples a row {ROWS}'
   yield f'{len(found.ranked)} fit, {len(found.large)} do not; estimates know no memory traffic'
   for reason, count in found.refused.items():
     yield f'{count} cannot be: {reason}'
   if found.ranked:
     yield ''
-    yield _row('at least', 'MFU at most', 'GiB a chip', 'how', {name: name for name in KEYS})
+    yield _row('at least', 'MFU at most', 'GiB a chip', 'how', COLUMNS)
   for values, plan in found.ranked[:most]:
     yield _row(
       f'{plan.seconds:.3f} s', f'{plan.mfu:.1%}', f'{plan.total / GIB:.2f}', plan.source, values
@@ -148,7 +162,7 @@ def lines(found: Found, most: int = 10) -> Iterator[str]:
     yield f'and {len(found.ranked) - most} more'
   if found.large:
     yield ''
-    yield _row('too large', '', 'GiB a chip', 'how', {name: name for name in KEYS})
+    yield _row('too large', '', 'GiB a chip', 'how', COLUMNS)
   for values, plan in found.large[: most // 2]:
     most_of, size = max(plan.memory.items(), key=lambda part: part[1])
     row = _row('', '', f'{plan.total / GIB:.2f}', plan.source, values)
@@ -161,7 +175,13 @@ def lines(found: Found, most: int = 10) -> Iterator[str]:
 
 
 def _row(time: str, mfu: str, size: str, how: str, values: Mapping[str, Any]) -> str:
-  first = lambda value: value[0] if isinstance(value, tuple) else value  # noqa: E731
-  said = {name: first(values[name]) for name in KEYS}
-  keys = '  '.join(f'{said[name] or "none":>{width}}' for name, width in KEYS.items())
-  return f'{time:>9}  {mfu:>11}  {size:>10}  {how:<9}  {keys}'
+  """A line of the table; `values` by key, or the columns themselves for its head."""
+  cells = []
+  for name, keys in COLUMNS.items():
+    said = [str(_first(values[key]) or 'none') for key in keys] if values is not COLUMNS else [name]
+    cells.append(f'{" x ".join(said):>{max(len(name), 7)}}')
+  return f'{time:>9}  {mfu:>11}  {size:>10}  {how:<9}  {"  ".join(cells)}'
+
+
+def _first(value: Any) -> Any:
+  return value[0] if isinstance(value, tuple) else value

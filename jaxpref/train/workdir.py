@@ -9,7 +9,8 @@
   tensorboard/     event files (writers.py)
   logs/            of several processes, each its own (host_log.py)
 
-Running the same command again resumes; running another one in the same folder is refused.
+Running the same command again resumes; running another one in the same folder is refused, unless
+the first one failed before it had trained anything.
 """
 
 import json
@@ -22,11 +23,11 @@ import jax
 import ml_collections
 from absl import logging
 
-from jaxpref.storage import check_writable, open_path, write_atomically
+from jaxpref.storage import check_writable, open_path, remove_tree, write_atomically
 
-# May differ when a run resumes: what is reported and kept, and what moves results by rounding only
-# (where and in which pieces the same step is computed). The same bits are promised to the same
-# command alone.
+# May differ when a run resumes: what is reported, kept and waited for, and what moves results by
+# rounding only (where and in which pieces the same step is computed). The same bits are promised to
+# the same command alone.
 FREE = (
   'log',
   'eval',
@@ -39,16 +40,21 @@ FREE = (
   'reference_memory',
   'batch.microbatches',
   'batch.chunk',
+  'rollout.devices',
+  'rollout.reference_devices',
+  'rollout.reward_devices',
+  'rollout.slots',
+  'rollout.show',
+  'rollout.timeout',
 )
 # May grow, to train for longer.
 GROWING = ('steps', 'epochs')
 
 
 class Workdir(NamedTuple):
-  """`path` of the run; `reopened` tells whether an earlier run of the same config was here."""
+  """`path` of the run, as `storage.open_path` gives it, and files in it."""
 
-  path: Any  # as `storage.open_path` gives it
-  reopened: bool
+  path: Any
 
   @property
   def metrics(self) -> Any:
@@ -63,14 +69,18 @@ def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> Workdir:
   """Makes the folder, or re-opens that of an earlier run with the same config.
 
   Raises ValueError that names every key whose value differs from the earlier run's, with both
-  values; keys under FREE may differ and those in GROWING may grow. Raises OSError where the folder
-  cannot be made or written. Processes other than 0 write nothing, and come after it.
+  values; keys under FREE may differ and those in GROWING may grow. A run that got nowhere, without
+  a checkpoint or a line of metrics, gives way to any other. Raises OSError where the folder cannot
+  be made or written. Processes other than 0 write nothing, and come after it.
   """
   folder = open_path(path)
   now = _plain(config)
   file = folder / 'config.json'
-  reopened = file.exists()
-  if reopened:
+  if file.exists() and _got_nowhere(folder):
+    if jax.process_index() == 0 and _read(file) != now:
+      for left in ('base', 'reference'):  # of a model that may be another now
+        remove_tree(folder / left)
+  elif file.exists():
     _refuse_other(file, _read(file), now)
   elif (folder / 'checkpoints').exists():
     raise ValueError(
@@ -85,7 +95,7 @@ def open_workdir(path: str | os.PathLike, config: Mapping[str, Any]) -> Workdir:
   if jax.process_index() == 0:
     check_writable(folder)
     write_atomically(file, json.dumps(now, indent=2, sort_keys=True) + '\n')
-  return Workdir(folder, reopened)
+  return Workdir(folder)
 
 
 def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
@@ -94,6 +104,12 @@ def read_config(path: str | os.PathLike) -> ml_collections.ConfigDict:
   if not file.exists():
     raise FileNotFoundError(f'{file} not found: {os.fspath(path)} is not the workdir of a run')
   return ml_collections.ConfigDict(_tuples(_read(file)))
+
+
+def _got_nowhere(folder: Any) -> bool:
+  steps, metrics = folder / 'checkpoints', folder / 'metrics.jsonl'
+  saved = steps.is_dir() and any(steps.iterdir())
+  return not saved and not (metrics.is_file() and metrics.read_bytes())
 
 
 def _refuse_other(file: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
