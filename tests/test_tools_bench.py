@@ -184,7 +184,7 @@ def test_a_peer_that_is_absent_is_skipped_with_the_way_to_get_it(tmp_path, monke
 
 
 @pytest.mark.parametrize(
-  ('asked', 'why'), [(['grpo'], 'measured on dpo'), (['dpo', '--reference=table'], 'no table')]
+  ('asked', 'why'), [(['reward'], 'measured on dpo'), (['dpo', '--reference=table'], 'no table')]
 )
 def test_a_peer_is_skipped_where_it_has_no_such_work(asked, why, monkeypatch, capsys):
   monkeypatch.setattr(bench, 'measure', lambda args, names: result(1.0) | {'names': names})
@@ -241,6 +241,17 @@ def test_every_task_runs_alone(task, tmp_path):
   assert len(found['ours']['seconds']) == 2
   assert found['ours']['examples_per_second'] > 0
   assert found['ours']['versions']['jax'] == jax.__version__
+
+
+def test_a_loss_belongs_to_the_round_that_its_step_was_asked_in(monkeypatch, capsys):
+  """A loop that is not ours asks for the next step, and only then has the last one's loss."""
+  monkeypatch.setattr('sys.stdin', io.StringIO('2\n1\n'))
+  for number, losses in enumerate(protocol.turns({'shapes': 4})):
+    losses.append(float(number))
+  lines = capsys.readouterr().out.splitlines()
+  rounds = [json.loads(line.removeprefix(protocol.MARK)) for line in lines]
+  assert [(r['steps'], r['losses']) for r in rounds] == [(2, [0.0, 1.0]), (1, [2.0])]
+  assert all(r['shapes'] == 4 and r['peak_gib'] > 0 for r in rounds)
 
 
 def test_our_side_of_dpo_begins_at_log_2_and_says_what_was_measured(monkeypatch, capsys):

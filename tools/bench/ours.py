@@ -39,12 +39,12 @@ Notes = dict[str, Any]  # what a worker finds out on its way
 
 
 class Words:
-  """Token ids as text: 't17 t4'."""
+  """Token ids as text that nothing ends."""
 
   stop_ids: tuple[int, ...] = ()
 
   def decode(self, ids: Sequence[int]) -> str:
-    return ' '.join(f't{i}' for i in ids)
+    return protocol.spelt(ids)
 
 
 def variety(prompts: Sequence[str], completions: Sequence[str], records: Any) -> list[float]:
@@ -155,7 +155,7 @@ def logprobs_step(job: Job, model: Model, params: Params, notes: Notes) -> Turn:
 
 def prompts_of(job: Job) -> Prompts:
   tokens = [np.array(pair['prompt'][-job['max_prompt'] :], np.int32) for pair in job['pairs']]
-  texts = [Words().decode(prompt.tolist()) for prompt in tokens]
+  texts = [protocol.spelt(prompt.tolist()) for prompt in tokens]
   return Prompts(tokens, texts, [{} for _ in texts], ['made up' for _ in texts])
 
 

@@ -31,7 +31,11 @@ class Peer(NamedTuple):
 PEERS = {
   'trl': Peer((('torch==2.13.0',), ('trl==1.16.0',)), TASKS, table=True),
   # With the compiler that we have: what is compared is what it is given.
-  'tunix': Peer(((f'jax=={jax.__version__}', 'google-tunix==0.1.7'),), ('dpo',), table=False),
+  'tunix': Peer(
+    ((f'jax=={jax.__version__}', 'google-tunix==0.1.7'),),
+    ('dpo', 'sft', 'grpo', 'decode'),
+    table=False,
+  ),
 }
 OURS = ('ours', 'remat')  # as it is, and with the remat that was asked for
 SCRIPTS = Path(__file__).parent / 'peers'

@@ -41,6 +41,11 @@ def peak_gib():
   return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
 
 
+def spelt(ids):
+  """Token ids as text: 't17 t4'."""
+  return ' '.join(f't{i}' for i in ids)
+
+
 def variety(completions):
   """GRPO's reward, of texts: how many different words each has, a share of 64."""
   return [len(set(text.split())) / 64 for text in completions]
@@ -59,15 +64,23 @@ class Clock:
     }
 
 
-def serve(step, notes, held=peak_gib):
-  """Takes steps, each `step() -> loss` (or None), until the input ends.
+def turns(notes, held=peak_gib):
+  """Yields, for each step to take, the list that its loss belongs in, until the input ends.
 
-  `notes` are said after each round, and `held()`, the most memory in use so far in GiB.
+  A step is over when the next is asked for. `notes` are said after each round, and `held()`, the
+  most memory in use so far in GiB.
   """
   count = asked()
   while count is not None:
-    clock = Clock()
-    losses = [step() for _ in range(count)]
+    clock, losses = Clock(), []
+    for _ in range(count):
+      yield losses
     taken = clock.read()
     say(steps=count, losses=losses, peak_gib=held(), **taken, **notes)
     count = asked()
+
+
+def serve(step, notes, held=peak_gib):
+  """Takes the steps, each `step() -> loss` (or None)."""
+  for losses in turns(notes, held):
+    losses.append(step())

@@ -241,7 +241,7 @@ def variety(completions, **_):
 
 def grpo(job):
   turns = Turns()
-  texts = [' '.join(f't{i}' for i in pair['prompt'][-job['max_prompt'] :]) for pair in job['pairs']]
+  texts = [protocol.spelt(pair['prompt'][-job['max_prompt'] :]) for pair in job['pairs']]
   own = settings(job) | {'per_device_train_batch_size': job['prompts'] * job['samples']}
   args = trl.GRPOConfig(
     num_generations=job['samples'],
