@@ -53,6 +53,7 @@ def prepare(
   groups = sharding.groups(mesh)
   rounds = rounds_of(config, groups)
   check_rewards(c, estimator)
+  check_by_prompt(config, terms)
   critics.check_values(c, objective, estimator)
   train_prompts, eval_prompts = load_both(config, tokenizer)
   steps = config.steps or max(1, round(config.epochs * len(train_prompts) / c.prompts)) * (
@@ -284,6 +285,19 @@ def check_rewards(c: ConfigDict, estimator: Any) -> None:
       f'rollout.tries={c.tries} looks for prompts whose samples differ in reward, and '
       f'rollout.samples={c.samples}: take at least 2, or tries=1'
     )
+
+
+def check_by_prompt(config: ConfigDict, terms: Sequence[rewards.Term]) -> None:
+  """Raises ValueError for rewards that compare samples of a prompt where there is one."""
+  counts = {'rollout.samples': config.rollout.samples}
+  if config.data.eval or config.data.eval_fraction:
+    counts['eval.samples'] = config.eval.samples
+  for term in terms:
+    for key, count in counts.items():
+      if term.traits.by_prompt and count < 2:
+        raise ValueError(
+          f'{term} compares the samples of a prompt, and {key}={count}: take at least 2'
+        )
 
 
 def memory(

@@ -12,7 +12,7 @@ import pytest
 import rich.console
 from ml_collections import ConfigDict
 
-from jaxpref import config, online, run, sharding
+from jaxpref import config, online, rewards, run, sharding
 from jaxpref.data import load_tokenizer
 from jaxpref.objectives import parse
 from jaxpref.rollout.tables import Tables
@@ -26,6 +26,14 @@ QUIET = rich.console.Console(quiet=True)
 def digits(prompts, completions, records):
   """The share of a completion that is digits."""
   return [sum(c.isdigit() for c in text) / max(len(text), 1) for text in completions]
+
+
+def longer(prompts, firsts, seconds):
+  return [(1 + np.sign(len(a) - len(b))) / 2 for a, b in zip(firsts, seconds, strict=True)]
+
+
+longest = rewards.win_rate(longer)
+JUDGE = "user('tests.test_online:longest')"
 
 
 @pytest.fixture
@@ -135,6 +143,17 @@ def test_metrics_of_a_rollout_come_with_its_first_step(tmp_path, data):
   assert [line['step'] for line in lines] == [2, 4]
 
 
+@pytest.mark.slow
+def test_a_judge_scores_samples_in_training_and_held_out_ones(tmp_path, data):
+  """Of every pair one side wins, so the mean win rate of a group is 1/2."""
+  changes = {'data.eval_fraction': 0.2, 'eval.samples': 3, 'steps': 1}
+  trained = run.train(tiny(data, rewards=JUDGE, **changes), tmp_path / 'w', console=QUIET)
+  first = read_metrics(tmp_path / 'w' / 'metrics.jsonl')[0]
+  assert first['rewards/longest/scored'] == 1 and first['frac_reward_zero_std'] < 1
+  assert first['reward/mean'] == pytest.approx(0.5)
+  assert trained.metrics['eval/reward/mean'] == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
@@ -142,6 +161,11 @@ def test_metrics_of_a_rollout_come_with_its_first_step(tmp_path, data):
     ({'rewards': "user('tests.test_online:letters')"}, 'letters'),
     ({'rollout.advantages': 'gea()'}, "'gae'"),
     ({'rollout.samples': 1}, 'take at least 2'),
+    ({'rewards': JUDGE, 'data.eval_fraction': 0.2}, 'eval.samples=1: take at least 2'),
+    (
+      {'rewards': JUDGE, 'rollout.samples': 1, 'rollout.advantages': 'whitened_returns()'},
+      'longest.* compares .* rollout.samples=1',
+    ),
     ({'rollout.kl_target': 3.0}, 'give it a first value'),
     ({'rollout.prompts': 24, 'rollout.minibatches': 2}, 'multiple of minibatches'),
     ({'rollout.temperature': -1.0}, r'rollout\.temperature must be'),

@@ -208,6 +208,16 @@ def test_calls_that_hang_are_bounded(release, monkeypatch):
   assert evaluate([Term(hang)], SAMPLES, timeout=60).valid.all()  # they ended: it is called again
 
 
+@pytest.mark.parametrize('timeout', [0, -1.0, NAN])
+def test_a_limit_that_nothing_can_keep_is_refused(timeout):
+  with pytest.raises(ValueError, match=f'timeout={timeout}: seconds .* above 0'):
+    evaluate([Term(of([1, 2, 3, 4]))], SAMPLES, timeout=timeout)
+
+
+def test_an_infinite_limit_is_none():
+  assert evaluate([Term(of([1, 2, 3, 4]))], SAMPLES, timeout=math.inf).valid.all()
+
+
 def test_no_limit_runs_on_the_callers_thread():
   def where(prompts, completions, records):
     return [float(threading.current_thread() is threading.main_thread())] * len(prompts)

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from jaxpref.rewards import Sample, Term, both_orders, evaluate, win_rate
+from jaxpref.rewards import Sample, Term, both_orders, evaluate, parse, win_rate
+from jaxpref.rewards.base import Traits
 
 LENGTHS = ['', 'a', 'bb', 'ccc']
 
@@ -60,6 +61,60 @@ def test_a_judge_that_fails_masks_the_prompt_alone():
   np.testing.assert_allclose(scores.combined[8:], [0, 1 / 3, 2 / 3, 1])
   assert [failure.sample for failure in scores.failures] == [4, 5, 6, 7]
   assert 'refused' in scores.failures[0].error
+
+
+def refuses(prompts, firsts, seconds):
+  """Like `longer`, but no pair with a text that has an x."""
+  if any('x' in text for text in [*firsts, *seconds]):
+    raise ValueError('will not read it')
+  return longer(prompts, firsts, seconds)
+
+
+# How a config names one.
+judge = win_rate(both_orders(refuses))
+
+
+@pytest.mark.parametrize('named', ['', 'user', 'cosine_length'])
+def test_a_text_that_a_judge_refuses_is_masked_alone(named):
+  texts = {'p': ['a', 'xx', ''], 'q': ['a', 'bb', 'ccc']}
+  samples = [Sample(p, text, tokens=0) for p, group in texts.items() for text in group]
+  terms = {
+    '': [Term(judge)],
+    'user': parse("user('tests.test_rewards_judges:judge')"),
+    'cosine_length': parse("cosine_length(user('tests.test_rewards_judges:judge'), limit=9)"),
+  }[named]
+  scores = evaluate(terms, samples)
+  # p: 'a' beats '', and no pair of 'xx' has a verdict. q: 'bb' beats one of two.
+  expected = np.array([1, np.nan, 0, 0, 0.5, 1])
+  if named == 'cosine_length':  # at length 0: 2 where the score is above 0, else -10
+    expected = np.where(np.isnan(expected), np.nan, np.where(expected > 0, 2, -10))
+  np.testing.assert_allclose(scores.combined, expected)
+  (failure,) = scores.failures
+  assert failure.sample == 1 and 'will not read it' in failure.error
+
+
+def test_of_two_samples_nobody_can_tell_which_one_was_refused():
+  scores = evaluate([Term(judge)], [Sample('p', 'xx'), Sample('p', 'a')])
+  assert [failure.sample for failure in scores.failures] == [0, 1]
+
+
+def test_pairs_that_fail_without_a_sample_that_does_are_said(caplog):
+  def tired(prompts, firsts, seconds):
+    if ('a', 'bb') in zip(firsts, seconds, strict=True):
+      raise TimeoutError('busy')
+    return longer(prompts, firsts, seconds)
+
+  scores = evaluate([Term(win_rate(tired))], [Sample('p', text) for text in ('a', 'bb', 'ccc')])
+  assert scores.valid.all() and "a judge failed on pairs of 'p', left out: busy" in caplog.text
+  np.testing.assert_allclose(scores.combined, [0, 0, 1])  # each of 'a' and 'bb' lost to 'ccc'
+
+
+def test_a_judge_with_a_model_says_what_it_needs():
+  class Model:
+    untimed, nbytes = True, 3
+    __call__ = staticmethod(longer)
+
+  assert Term(win_rate(both_orders(Model()))).traits == Traits(True, True, 3)
 
 
 def test_a_single_sample_and_bad_verdicts_are_refused():

@@ -45,7 +45,7 @@ def limited(function: Callable[[], Any], seconds: float | None) -> Any:
 
   thread = threading.Thread(target=call, daemon=True, name='jaxpref reward')
   thread.start()
-  thread.join(seconds)
+  thread.join(min(seconds, threading.TIMEOUT_MAX))
   if not outcome:
     _abandoned.append(thread)
     raise TimeoutError(f'no answer within {seconds:.3g} s; the call goes on in the background')

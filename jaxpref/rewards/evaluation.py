@@ -75,14 +75,16 @@ def evaluate(
   Args:
     terms: rewards with weights, as `parse` gives them.
     samples: N completions; samples of a prompt stand together.
-    timeout: seconds for a reward's call on all samples; None is no limit.
+    timeout: seconds for a reward's call on all samples, above 0; None is no limit.
 
   Raises:
     TypeError: a reward returned something that is not a sequence of scores.
     ValueError: a reward returned another number of scores than samples; two rewards share a name;
-      or all weights are 0.
+      all weights are 0; or `timeout` is not above 0.
   """
   check(terms)
+  if timeout is not None and not timeout > 0:
+    raise ValueError(f'timeout={timeout}: seconds that a reward may take, above 0, or None')
   values = np.full((len(samples), len(terms)), np.nan, np.float32)
   failed = np.zeros(values.shape, bool)
   failures = []

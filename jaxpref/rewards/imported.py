@@ -59,7 +59,9 @@ def user(path: str, **keywords: Any) -> Imported:
     ) from error
   function = getattr(found, name, None)
   if not callable(function):
-    named = [key for key, value in vars(found).items() if inspect.isfunction(value)]
+    named = [
+      key for key, value in vars(found).items() if callable(value) and not inspect.isclass(value)
+    ]
     raise ValueError(f'{module!r} has no function {name!r}; it has {", ".join(named) or "none"}')
   try:
     inspect.signature(function).bind([], [], [], **keywords)

@@ -2,14 +2,19 @@
 
 A judge may be a person, a program, an API or a model: `compare(prompts, firsts, seconds)` gives for
 each pair the probability that the first completion is better, or None where it has no verdict.
+
+    judge = win_rate(both_orders(compare))  # in my_judges.py; a config says user('my_judges:judge')
 """
 
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-from jaxpref.rewards.base import Record, Score
+from jaxpref.rewards.base import Record, Score, each
+
+log = logging.getLogger(__name__)
 
 
 class Judge(Protocol):
@@ -30,6 +35,10 @@ class both_orders:
 
   judge: Judge
 
+  @property
+  def members(self) -> tuple[Judge]:
+    return (self.judge,)
+
   def __call__(
     self, prompts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]
   ) -> list[float | None]:
@@ -48,12 +57,21 @@ class win_rate:
   Every pair is judged once, the earlier sample first; wrap the judge in `both_orders` if positions
   sway it. Pairs without a verdict are left out; a sample with none gets None.
 
+  Where the judge raises on the pairs of one prompt it is asked pair by pair. Those that fail are
+  left out too, and a sample of which all do has the error in place of its score: one text that the
+  judge refuses fails alone, among three samples or more.
+
   Raises:
     ValueError: a prompt has a single sample, or a verdict is outside [0, 1].
+    Exception: what the judge raises on several prompts, of which `evaluate` then asks one by one.
   """
 
   judge: Judge
   by_prompt: ClassVar[bool] = True  # `evaluate` keeps samples of a prompt together
+
+  @property
+  def members(self) -> tuple[Judge]:
+    return (self.judge,)
 
   def __call__(
     self, prompts: Sequence[str], completions: Sequence[str], records: Sequence[Record]
@@ -65,18 +83,33 @@ class win_rate:
       if len(group) < 2:
         raise ValueError(f'a win rate needs 2 or more samples of a prompt; {prompt[-80:]!r} has 1')
     pairs = [pair for group in groups.values() for pair in itertools.combinations(group, 2)]
-    verdicts = _verdicts(
-      self.judge,
-      [prompts[i] for i, _ in pairs],
-      [completions[i] for i, _ in pairs],
-      [completions[j] for _, j in pairs],
-    )
+
+    def ask(*some: tuple[int, int]) -> list[Score]:
+      return _verdicts(
+        self.judge,
+        [prompts[i] for i, _ in some],
+        [completions[i] for i, _ in some],
+        [completions[j] for _, j in some],
+      )
+
+    try:
+      verdicts = ask(*pairs)
+    except Exception:
+      if len(groups) > 1 or len(pairs) == 1:
+        raise
+      verdicts = each(lambda pair: ask(pair)[0], pairs)
     wins: list[list[float]] = [[] for _ in prompts]
+    errors: dict[int, Exception] = {}
     for (i, j), p in zip(pairs, verdicts, strict=True):
-      if p is not None:
+      if isinstance(p, Exception):
+        errors |= {i: p, j: p}
+      elif p is not None:
         wins[i].append(p)
         wins[j].append(1 - p)
-    return [sum(won) / len(won) if won else None for won in wins]
+    if errors and all(wins):  # else a sample's failure tells of them
+      error = next(iter(errors.values()))
+      log.warning('a judge failed on pairs of %r, left out: %s', prompts[0][-80:], error)
+    return [sum(won) / len(won) if won else errors.get(i) for i, won in enumerate(wins)]
 
 
 def _verdicts(
