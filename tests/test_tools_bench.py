@@ -142,8 +142,8 @@ def result(ratio: float, key: str = 'dpo cpu-6m') -> dict:
   peer = {'peer': row, 'ratio': ratio, 'spread': (1.0, 3.0), 'cpu_ratio': 2.5}
   peer |= {'memory_ratio': 0.5, 'loss_disagreement': 1e-6, 'norm_disagreement': None}
   return {
-    'key': key, 'title': key, 'unit': 'pairs', 'warm': 5, 'rounds': 3, 'setting': 'Here.',
-    'ours': row, 'remat': None, 'peers': {'trl': peer},
+    'key': key, 'title': key, 'unit': 'pairs', 'values': 'losses', 'warm': 5, 'rounds': 3,
+    'setting': 'Here.', 'ours': row, 'remat': None, 'peers': {'trl': peer},
   }  # fmt: skip
 
 

@@ -155,6 +155,7 @@ def measure(
     'key': caption.key(args),
     'title': caption.title(args),
     'unit': caption.units(args.task),
+    'values': caption.values(args.task),
     'warm': args.warm,
     'rounds': args.rounds,
     'setting': described,

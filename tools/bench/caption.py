@@ -13,7 +13,12 @@ from tools.bench.shapes import REFERRING, SAMPLED, Shape
 
 
 def units(task: str) -> str:
-  return 'completions' if task in SAMPLED else 'examples' if task == 'kto' else 'pairs'
+  return 'completions' if task in SAMPLED else 'examples' if task in ('kto', 'sft') else 'pairs'
+
+
+def values(task: str) -> str:
+  """What a step says of itself, and both sides should say alike."""
+  return 'sums of log-probs' if task == 'logprobs' else 'losses'
 
 
 def key(args: argparse.Namespace) -> str:

@@ -8,8 +8,8 @@ PAGE = Path(__file__).parents[2] / 'docs' / 'performance.md'
 BEGIN, END = '<!-- bench: {} -->', '<!-- end of bench: {} -->'
 NAMES = {'ours': 'jaxpref', 'trl': 'TRL', 'tunix': 'Tunix'}
 COLUMNS = (
-  ('seconds a step', 'step_seconds', '{:.2f}'),
-  ('CPU seconds', 'cpu_seconds', '{:.2f}'),
+  ('seconds a step', 'step_seconds', '{:#.3g}'),
+  ('CPU seconds', 'cpu_seconds', '{:#.3g}'),
   ('{unit}/s', 'examples_per_second', '{:.2f}'),
   ('scored tokens/s', 'scored_per_second', '{:,.0f}'),
   ('useful GFLOP/s', 'gflops_per_second', '{:.1f}'),
@@ -43,16 +43,17 @@ def section(result: Mapping[str, Any]) -> str:
 
 def beside(peer: str, one: Mapping[str, Any], result: Mapping[str, Any]) -> str:
   """How ours does beside a peer, in a sentence or three."""
-  least, most = one['spread']
+  (least, most), rounds = one['spread'], result['rounds']
+  spread = f'{least:.2f} to {most:.2f} over {rounds} rounds' if rounds > 1 else 'in one round'
   words = (
-    f'jaxpref is **{one["ratio"]:.2f} times** as fast as {peer} ({least:.2f} to {most:.2f} over '
-    f'{result["rounds"]} rounds; {one["cpu_ratio"]:.2f} in CPU seconds, which other work on the '
-    f'machine moves less), with {one["memory_ratio"]:.2f} of its peak memory.'
+    f'jaxpref is **{one["ratio"]:.2f} times** as fast as {peer} ({spread}; '
+    f'{one["cpu_ratio"]:.2f} in CPU seconds, which other work on the machine moves less), '
+    f'with {one["memory_ratio"]:.2f} of its peak memory.'
   )
   if one['loss_disagreement'] is not None:
     words += (
-      f' From equal weights the losses of the first {result["warm"]} steps differ by at most '
-      f'{one["loss_disagreement"]:.0e} relative'
+      f' From equal weights the {result["values"]} of the first {result["warm"]} steps differ by '
+      f'at most {one["loss_disagreement"]:.0e} relative'
     )
     if one['norm_disagreement'] is not None:
       words += f', the first gradient norms by {one["norm_disagreement"]:.0e}'

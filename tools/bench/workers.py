@@ -15,6 +15,7 @@ import jax
 from tools.bench.figures import Side
 from tools.bench.peers import protocol
 from tools.bench.shapes import REFERRING, TASKS
+from tools.bench.table import NAMES
 
 
 class Peer(NamedTuple):
@@ -157,10 +158,16 @@ class Worker:
 def alternate(workers: Sequence[Worker], *, warm: int, rounds: int, steps: int) -> None:
   """Warms all of them up, then lets them take turns."""
   for worker in workers:
+    print(f'{called(worker.name)} loads, compiles and warms up ...', flush=True)
     worker.wait_ready()
     worker.steps(warm)
-    print(f'{worker.name} is warm', flush=True)
   for number in range(rounds):
     for worker in workers:
       took = worker.steps(steps)['seconds'] / steps
-      print(f'round {number + 1}: {worker.name} {took:.3f} s a step', flush=True)
+      print(
+        f'round {number + 1} of {rounds}: {called(worker.name)} {took:#.3g} s a step', flush=True
+      )
+
+
+def called(name: str) -> str:
+  return f'{NAMES["ours"]} with remat' if name == 'remat' else NAMES.get(name, name)
