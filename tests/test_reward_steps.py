@@ -11,10 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxpref import config as configs
 from jaxpref import models, rewards, sharding
 from jaxpref.rollout.reward_models import RewardModel
 from jaxpref.rollout.steps import REDUCTIONS, Steps, last, least, product
-from jaxpref.train.reward_models import makers
+from jaxpref.train import policy
+from jaxpref.train.checkpoint import Checkpoints
+from jaxpref.train.reward_models import makers, process_reward_model, reward_model
+from jaxpref.train.workdir import open_workdir
 from tests.test_reward_models import BYTES
 
 MESH = sharding.make_mesh()
@@ -97,3 +101,33 @@ def test_a_config_names_one(tmp_path):
   assert 0 < term.reward(*asked)[0] < 1 and math.isfinite(term.reward(*asked)[0])
   with pytest.raises(ValueError, match='reduce is one of min, product, last'):
     rewards.parse(text.replace('product', 'max'), more=makers(MESH, BYTES))
+
+
+def workdir(folder, model, objective):
+  """That of a run with `objective`, which left the parameters of `model`."""
+  models.save_hf(folder / 'hf', model.model, model.params, BYTES)
+  c = configs.default()
+  c.update({'model': str(folder / 'hf'), 'objective': objective})
+  open_workdir(folder / 'run', c)
+  policy.remember(folder / 'run', c.model, BYTES)
+  checkpoints = Checkpoints(folder / 'run')
+  checkpoints.save(1, {'params': model.params})
+  checkpoints.close()
+  return str(folder / 'run')
+
+
+def test_scores_are_read_where_they_were_learnt(tmp_path):
+  """A run says what it was trained to judge; of a loss of one's own nothing is known."""
+  model = judge(None)
+  whole, steps = reward_model, process_reward_model
+  for objective, fit, unfit in (
+    ('bradley_terry(centring=0.01)', (whole,), (steps,)),
+    ('2.0*process_reward() ', (steps,), (whole,)),
+    ('of_my_own()', (whole, steps), ()),
+  ):
+    path = workdir(tmp_path / objective[:5], model, objective)
+    for make in fit:
+      assert (make(path).steps is None) == (make is whole)
+    for make in unfit:
+      with pytest.raises(ValueError, match=f'learnt to judge .*; use {fit[0].__name__}\\('):
+        make(path)

@@ -10,13 +10,18 @@ from jaxpref import sharding
 from jaxpref.data.records import STEP
 from jaxpref.data.tokenizer import Tokenizer
 from jaxpref.models import Model
+from jaxpref.objectives import parse
 from jaxpref.rollout.reward_models import RewardModel
 from jaxpref.rollout.steps import REDUCTIONS, Steps
 from jaxpref.storage import open_path
 from jaxpref.train import normalisation, policy
 from jaxpref.train.checkpoint import Checkpoints
 from jaxpref.train.normalisation import Normalisation
+from jaxpref.train.workdir import read_config
 from jaxpref.typing import Params
+
+# What a run learnt to judge, and what reads that: without labels of steps, and with them.
+READERS = (('whole completions', 'reward_model'), ('steps', 'process_reward_model'))
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +41,14 @@ def reward_model(
     mesh: where it lives; by default all devices of this machine.
 
   Raises:
-    FileNotFoundError, ValueError: no such model, or one without scores; a spread where no std is
-      known.
+    FileNotFoundError, ValueError: no such model, one without scores, or a run that learnt to judge
+      steps; a spread where no std is known.
   """
   text = f'reward_model({path!r}{"" if spread is None else f", spread={spread!r}"})'
   if spread is not None and not (isinstance(spread, int | float) and 0 < spread < float('inf')):
     raise ValueError(f'reward_model(spread) must be a positive number, got {spread!r}')
   model, tokenizer = described(path, text)
+  _check_learnt(path, text, 'whole completions')
   mesh = mesh or sharding.make_mesh()
   known = _known(path)
   if known is None:
@@ -74,7 +80,8 @@ def process_reward_model(
     step: what stands between steps.
 
   Raises:
-    FileNotFoundError, ValueError: no such model, one without scores, or another `reduce`.
+    FileNotFoundError, ValueError: no such model, one without scores, or a run that learnt to judge
+      whole completions; another `reduce`.
   """
   given = {'reduce': (reduce, 'min'), 'step': (step, STEP)}
   changed = ''.join(f', {key}={now!r}' for key, (now, usual) in given.items() if now != usual)
@@ -83,6 +90,7 @@ def process_reward_model(
     raise ValueError(f'{text}: reduce is one of {", ".join(REDUCTIONS)}, not {reduce!r}')
   steps = Steps(REDUCTIONS[reduce], step)
   model, tokenizer = described(path, text)
+  _check_learnt(path, text, 'steps')
   mesh = mesh or sharding.make_mesh()
   params = _loaded(path, model, tokenizer, mesh)
   return RewardModel(model, params, tokenizer, mesh, steps=steps, text=text)
@@ -99,6 +107,25 @@ def described(path: str, text: str) -> tuple[Model, Tokenizer]:
       f'{text}: it has no scores; train a reward model with jaxpref train --config=reward'
     )
   return model, tokenizer
+
+
+def _check_learnt(path: str, text: str, what: str) -> None:
+  """Raises ValueError where a run learnt to judge steps or completions, and not `what` is read.
+
+  Its scores at other tokens than it was trained on mean nothing. A folder does not say.
+  """
+  if not policy.is_workdir(path):
+    return
+  objective = read_config(path).objective
+  try:
+    fields = parse(objective).fields
+  except ValueError:  # a loss of the user's own, of which nothing is known here
+    return
+  judged, maker = READERS['step_labels' in fields]
+  if judged != what:
+    raise ValueError(
+      f'{text}: the run learnt to judge {judged}, by {objective}; use {maker}({path!r})'
+    )
 
 
 def _loaded(path: str, model: Model, tokenizer: Tokenizer, mesh: jax.sharding.Mesh) -> Params:
