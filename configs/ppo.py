@@ -15,7 +15,7 @@ The critic is a model of its own that begins as the reward model; left out, it b
 with a score of 0; rollout.critic=shared is one score on the policy's own states, which saves a
 model's memory. For twenty steps it alone is trained. KL to the first policy is penalised in the
 reward and steered to rollout.kl_target nats a completion; that number, not the penalty's first
-weight, is what to choose.
+weight, is what to choose. There is no dropout to turn off: no model here has any.
 
 Small rates, one rate of 1e-6 for models of about 7B, and Adam's ε of 1e-5 are those of "The N
 Implementation Details of RLHF with PPO" (Huang et al.,

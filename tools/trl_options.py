@@ -138,6 +138,13 @@ TRAINERS: dict[str, tuple[Option, ...]] = {
     Option('delta=3.0', 'grpo(dual_clip=3.0)'),
     Option('entropy_coef=0.001', 'grpo() + 0.001*entropy()'),
     Option('(GMPO)', 'gmpo()'),
+    Option(
+      'temperature=0.7', setting='temperature=0.7', note='of sampling and of the policy alike'
+    ),
+    Option('num_iterations=2', setting='rollout.epochs=2'),
+    Option("scale_rewards='batch'", setting="rollout.advantages='group_baseline(scale=batch_std)'"),
+    Option("scale_rewards='none'", setting="rollout.advantages='group_baseline(scale=no_scale)'"),
+    Option('mask_truncated_completions=True', setting='rollout.mask_truncated=True'),
   ),
   'RLOOTrainer': (
     Option('(default)', 'rloo()', note='the KL penalty is in the reward'),
