@@ -1,4 +1,4 @@
-"""Eight devices on any mesh are one: losses and gradients of every step, parameters after ten."""
+"""Eight devices on any mesh are one: losses, gradients, parameters after ten steps, samples."""
 
 import dataclasses
 import functools
@@ -14,6 +14,8 @@ from jaxpref import hosts, models, sharding
 from jaxpref.data.batches import Batches
 from jaxpref.log_probs import ActorCritic
 from jaxpref.objectives import parse
+from jaxpref.rollout.prompts import Prompts
+from jaxpref.rollout.samples import Sampler
 from jaxpref.train import policy
 from jaxpref.train.optimizer import Optimizer
 from jaxpref.train.state import init_state
@@ -95,13 +97,16 @@ CASES = {
 }  # fmt: skip
 
 
+def mesh_of(shape):
+  devices = jax.devices()[: np.prod(shape)]
+  return sharding.make_mesh(dict(zip(sharding.AXES, shape, strict=True)), devices)
+
+
 @functools.cache
 def run(name, shape, optimizer='sgd', steps=STEPS):
   """([(loss, gradients or None)], parameters) of a case's steps on a mesh of this shape."""
   case, scalars = CASES[name], SCALARS
-  mesh = sharding.make_mesh(
-    dict(zip(sharding.AXES, shape, strict=True)), jax.devices()[: np.prod(shape)]
-  )
+  mesh = mesh_of(shape)
   batches, found = case.batches(sharding.groups(mesh)), []
   with jax.set_mesh(mesh):
     made = Optimizer(optimizer)
@@ -153,6 +158,35 @@ def test_under_adam_losses_are_those_of_one_device(name):
   """Its update is a sign where gradients vanish, so parameters may differ by a step there."""
   one, many = (run(name, shape, 'adamw', 5)[0] for shape in ((1, 1, 1, 1), (2, 2, 1, 2)))
   np.testing.assert_allclose([x for x, _ in many], [x for x, _ in one], rtol=1e-4, atol=1e-6)
+
+
+@functools.cache
+def sampled(shape, slots):
+  """Four completions of each of eight prompts."""
+  rng, mesh = np.random.default_rng(0), mesh_of(shape)
+  tokens = [rng.integers(1, 50, 1 + i) for i in range(8)]
+  prompts = Prompts(tokens, [''] * 8, [{}] * 8, [''] * 8)
+  sampler = Sampler(POLICY, prompts, 4, 12, slots=slots, stop_ids=(1, 2, 3, 4), mesh=mesh)
+  params = jax.tree.map(lambda x: 1.5 * x, PARAMS)  # less uniform
+  params = jax.device_put(params, sharding.params_sharding(mesh, params))
+  return hosts.whole(sampler(params, range(8), np.arange(8, dtype=np.int32)))
+
+
+@pytest.mark.parametrize(
+  ('mesh', 'slots'),
+  [
+    pytest.param(mesh, slots, marks=() if (mesh, slots) == ('2x2x1x2', 0) else pytest.mark.slow)
+    for mesh in MESHES
+    for slots in (0, 8)
+  ],
+)
+def test_samples_are_those_of_one_device(mesh, slots):
+  one, many = sampled((1, 1, 1, 1), slots), sampled(MESHES[mesh], slots)
+  for name in ('tokens', 'mask', 'finished'):
+    np.testing.assert_array_equal(getattr(many, name), getattr(one, name), err_msg=name)
+  for name in ('logps', 'sampling_logps'):
+    np.testing.assert_allclose(getattr(many, name), getattr(one, name), atol=1e-5, err_msg=name)
+  assert one.logps[one.mask].std() > 0.2 and one.finished.any() and not one.finished.all()
 
 
 @dataclasses.dataclass(frozen=True)
