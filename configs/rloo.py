@@ -9,8 +9,10 @@
 
 As published (https://arxiv.org/abs/2402.14740): the penalty for leaving the reference is in the
 reward, and the loss is REINFORCE, one step on every rollout, without a ratio or a clip. With more
-steps, --config.rollout.epochs=2, the objective is 'rloo()', which has both. 'tiny', 'gsm8k' and
-'svamp' are as in configs/grpo.py.
+steps, --config.rollout.epochs=2, the objective is 'rloo()', which has both. ReMax, whose baseline
+is the score of a greedy completion (https://arxiv.org/abs/2310.10505), is this with
+--config.rollout.advantages='remax()' --config.rollout.samples=1. 'tiny', 'gsm8k' and 'svamp' are as
+in configs/grpo.py.
 """
 
 from jaxpref.cli import configs

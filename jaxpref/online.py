@@ -292,7 +292,13 @@ def check_by_prompt(config: ConfigDict, terms: Sequence[rewards.Term]) -> None:
   counts = {'rollout.samples': config.rollout.samples}
   if config.data.eval or config.data.eval_fraction:
     counts['eval.samples'] = config.eval.samples
+  estimator = estimators.parse(config.rollout.advantages)
   for term in terms:
+    if term.traits.by_prompt and getattr(estimator, 'greedy', False):
+      raise ValueError(
+        f'{term} compares the samples of a prompt, and rollout.advantages='
+        f'{config.rollout.advantages} scores one greedy completion alone: take leave_one_out()'
+      )
     for key, count in counts.items():
       if term.traits.by_prompt and count < 2:
         raise ValueError(

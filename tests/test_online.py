@@ -162,6 +162,7 @@ def test_a_judge_scores_samples_in_training_and_held_out_ones(tmp_path, data):
     ({'rollout.advantages': 'gea()'}, "'gae'"),
     ({'rollout.samples': 1}, 'take at least 2'),
     ({'rewards': JUDGE, 'data.eval_fraction': 0.2}, 'eval.samples=1: take at least 2'),
+    ({'rewards': JUDGE, 'rollout.advantages': 'remax()'}, 'scores one greedy completion alone'),
     (
       {'rewards': JUDGE, 'rollout.samples': 1, 'rollout.advantages': 'whitened_returns()'},
       'longest.* compares .* rollout.samples=1',

@@ -22,7 +22,10 @@ def inputs(seed=0):
   weights = np.array([1.0, 0.5], np.float32)
   scores = np.nansum(rewards * weights, -1)
   kl = np.where(mask, normal(B, K, T), 0)
-  return Inputs(scores, rewards, weights, mask.any(-1), mask, kl, np.float32(BETA), normal(B, K, T))
+  greedy = normal(B), np.array([True, False, True])
+  return Inputs(
+    scores, rewards, weights, mask.any(-1), mask, kl, np.float32(BETA), normal(B, K, T), greedy
+  )  # fmt: skip
 
 
 def close(found, expected, x):
@@ -61,6 +64,13 @@ def test_every_reward_is_normalised_by_itself():
     for j in range(2)
   ]
   close(parse('each_reward()')(x)['advantages'], (parts[0] + 0.5 * parts[1])[..., None], x)
+
+
+def test_a_greedy_completion_is_a_baseline_where_its_score_counts():
+  x = inputs()
+  expected = x.scores - BETA * x.kl.sum(-1) - x.greedy[0][:, None]
+  expected = np.where(x.valid & np.array([[True], [False], [True]]), expected, 0)
+  close(parse('remax()')(x)['advantages'], expected[..., None], x)
 
 
 def test_returns_are_sums_of_what_is_to_come():

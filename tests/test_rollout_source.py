@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from jaxpref import rewards
 from jaxpref.advantages import adaptive_kl, group_normalised
 from jaxpref.log_probs import log_probs
 from jaxpref.rollout.samples import against_gold
+from jaxpref.sampling import Sampling, sample
 from tests.rollouts import MODEL, PARAMS, STOP, T, digest, flat, moved, online
 
 
@@ -188,6 +190,27 @@ def test_passes_end_where_the_policy_has_moved_too_far():
     rollouts.append(int(carry['rollout']))
   assert rollouts == [1, 1, 1, 1, 2, 2, 2]
   assert carry['cursor'] == 3
+
+
+def test_the_likeliest_completion_of_each_prompt_is_scored_for_a_baseline():
+  source = online('reinforce()', advantages='remax()')
+  _, carry = source.next(0, PARAMS, source.begin())
+  prompts, scorer = source.sampler.prompts, source.scorer
+  for b, i in enumerate(carry['ids'].tolist()):
+    prompt = prompts.tokens[i]
+    row = jnp.asarray(prompt)[None]
+    greedy = jax.device_get(
+      sample(
+        MODEL, PARAMS, row, row >= 0, seed=3, max_new_tokens=T, sampling=Sampling(0), stop_ids=STOP
+      )
+    )
+    texts = [scorer.text(prompt, greedy.tokens[0][greedy.mask[0]])]
+    texts += [
+      scorer.text(prompt, t[m]) for t, m in zip(carry['tokens'][b], carry['mask'][b], strict=True)
+    ]
+    baseline, *scores = digest(None, texts, None)
+    expected = (np.array(scores) - baseline)[:, None] * carry['mask'][b]
+    np.testing.assert_allclose(carry['fields']['advantages'][b], expected, atol=1e-5)
 
 
 def test_beta_follows_its_controller():

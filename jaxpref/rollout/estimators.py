@@ -7,6 +7,7 @@
   whitened_group()                 REINFORCE++ with the group's mean as baseline
   each_reward(scale=group_std)     every reward normalised by itself, then summed
   plain_returns()                  REINFORCE without a baseline
+  remax()                          ReMax: the baseline is a greedy completion's score
 
 β (`Inputs.beta`) weighs the KL penalty in the reward, k1 per token; 0 leaves KL to the loss.
 """
@@ -35,6 +36,8 @@ class Inputs(NamedTuple):
   kl: AnyArray  # [B, K, T] k1: log π_old - log π_ref of the sampled token; 0 without a reference
   beta: AnyArray  # []
   values: AnyArray | None = None  # [B, K, T] of the critic
+  # [B] scores of the prompts' greedy completions and whether they count, for who says `greedy`.
+  greedy: tuple[AnyArray, AnyArray] | None = None
 
 
 def unchanged(values: Array, mask: Array) -> Array:
@@ -128,6 +131,18 @@ class plain_returns:
 
 
 @dataclasses.dataclass(frozen=True)
+class remax:
+  """ReMax's; the penalty is taken off the samples' scores, not off the greedy completion's."""
+
+  critic: ClassVar[bool] = False
+  greedy: ClassVar[bool] = True  # one more completion of each prompt is sampled and scored
+
+  def __call__(self, x: Inputs) -> Found:
+    assert x.greedy is not None
+    return _spread(advantages.remax(_penalised(x), x.valid, *x.greedy), x.mask)
+
+
+@dataclasses.dataclass(frozen=True)
 class each_reward:
   """Every reward normalised within its group, then the weighted sum; KL stays out of it."""
 
@@ -148,6 +163,7 @@ ESTIMATORS = (
   whitened_group,
   whitened_returns,
   plain_returns,
+  remax,
   each_reward,
 )
 FUNCTIONS = (

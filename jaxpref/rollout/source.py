@@ -6,6 +6,7 @@ killed in the middle of PPO's epochs goes on from there, bit for bit.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import time
@@ -31,7 +32,7 @@ from jaxpref.rollout.estimators import Inputs
 from jaxpref.rollout.layout import Group, pack, unpack
 from jaxpref.rollout.rounds import Rounds
 from jaxpref.rollout.samples import Sampler, Scored, Scorer, chosen, differ
-from jaxpref.sampling import Samples
+from jaxpref.sampling import Samples, Sampling
 from jaxpref.typing import Batch, Params
 
 Carry = dict[str, Any]
@@ -81,6 +82,10 @@ class Online:
     self._cast, self._show, self._place = cast, show, place
     self._reference_mesh = reference_mesh
     self._critic = isinstance(model, ActorCritic)
+    self._greedy: Sampler | None = None
+    if getattr(estimator, 'greedy', False):
+      slots, first = min(sampler.slots, rounds.prompts), Sampling(temperature=0)
+      self._greedy = dataclasses.replace(sampler, num_samples=1, slots=slots, sampling=first)
     reads = objective.fields
     if getattr(estimator, 'critic', False) and not self._critic:
       raise ValueError(f'{type(estimator).__name__} needs values: train with a critic')
@@ -208,6 +213,7 @@ class Online:
       kl,
       carry['beta'],
       found.get('values'),
+      self._baseline(policy, ids),
     )
     fields |= hosts.whole(self._estimate(inputs))
     if 'old_logps' in fields:
@@ -271,6 +277,14 @@ class Online:
     if self.rounds.mask_truncated:  # before groups are chosen by what counts in them
       scored = scored._replace(valid=scored.valid & np.asarray(samples.finished))
     return scored
+
+  def _baseline(self, policy: Params, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Scores of the prompts' greedy completions, and whether they count, each [B]."""
+    if self._greedy is None:
+      return None
+    samples = hosts.whole(self._greedy(policy, ids.tolist(), ids))
+    scored = self.scorer(self.sampler.prompts, ids.tolist(), samples)
+    return scored.scores[:, 0], scored.valid[:, 0]
 
   def _forward(
     self, compute: Callable, params: Params, carry: Carry, mesh: jax.sharding.Mesh | None = None
