@@ -11,7 +11,7 @@ import pytest
 from jaxpref import sharding
 from jaxpref.data.batches import Batches, Packing
 from jaxpref.log_probs import log_probs
-from jaxpref.models import context, init, preset
+from jaxpref.models import context, init, preset, row_attention
 from jaxpref.models.context import Division
 from jaxpref.typing import Layout
 from tests.worlds import random_pairs
@@ -103,9 +103,10 @@ L = 1024
 
 @functools.cache
 def compiled(parts):
-  """The gradient of the log-probs of one row of L tokens, on `parts` devices."""
+  """The gradient of the log-probs of one row of L tokens, on `parts` devices, in blocks on each."""
   config = preset('tiny', vocab_size=50, width=16, num_layers=3, num_heads=2, mlp_width=24)
   model, params = init(config, jax.random.key(0))
+  model = model.replace(attention=row_attention('blocked', 'tpu'))
   mesh = sharding.make_mesh({'context': parts}, jax.devices()[:parts])
   ids = jax.ShapeDtypeStruct((1, 1, L), jnp.int32)
   slots = jnp.arange(L // 2, dtype=jnp.int32)[None]

@@ -291,7 +291,8 @@ def test_groups_on_different_devices_do_not_talk():
   rows = jax.device_put((tokens, tokens[:, :1, :8]), apart)
   layouts = jax.device_put((layout, jax.tree.map(lambda x: x[:, :1, :8], layout)), apart)
   everywhere = jax.device_put(params, NamedSharding(mesh, PartitionSpec()))
-  compiled = jax.jit(model.hidden).lower(everywhere, rows, layouts).compile()
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(model.hidden).lower(everywhere, rows, layouts).compile()
   text = compiled.as_text()
   for collective in ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute'):
     assert collective not in text

@@ -96,7 +96,8 @@ def test_groups_of_tokens_are_routed_on_their_own_device():
     jax.device_put(params, NamedSharding(mesh, PartitionSpec())),
     *jax.device_put((tokens, layout), apart),
   )
-  compiled = jax.jit(model.hidden_with_aux).lower(*arguments).compile()
+  with jax.set_mesh(mesh):
+    compiled = jax.jit(model.hidden_with_aux).lower(*arguments).compile()
   text = compiled.as_text()
   for collective in ('all-reduce', 'all-gather', 'all-to-all', 'collective-permute'):
     assert collective not in text

@@ -16,9 +16,9 @@ from jax.experimental import pallas as pl
 from jax.experimental import topologies
 from jax.sharding import AbstractDevice, AbstractMesh, use_abstract_mesh
 
-from jaxpref.models import Model, blocked, kernel_gpu, kernel_tpu, preset, row_attention
+from jaxpref.models import Model, blocked, kernel_gpu, kernel_tpu, preset, row_attention, spans
 from jaxpref.models.attention import visible, within
-from jaxpref.models.blocked import Form
+from jaxpref.models.blocked import ByRows, Form
 from jaxpref.models.kernel import FORWARD, PRODUCTS, TO_KEYS, TO_QUERIES
 from jaxpref.models.tiles import needed, visits
 from jaxpref.sharding import make_mesh
@@ -147,13 +147,15 @@ def test_aligned_branches_visit_their_prompt_and_themselves_only():
 
 
 def test_kernels_are_chosen_where_they_run(monkeypatch):
+  plain = ByRows(blocked.attend_rows)
   assert [row_attention('auto', platform) for platform in ('cpu', 'gpu', 'tpu')] == [
-    blocked.attend_rows, kernel_gpu.attend_rows, kernel_tpu.attend_rows,
+    spans.attend, ByRows(kernel_gpu.attend_rows), ByRows(kernel_tpu.attend_rows),
   ]  # fmt: skip
-  assert row_attention('blocked', 'gpu') is blocked.attend_rows
+  assert row_attention('blocked', 'gpu') == row_attention('blocked', 'tpu') == plain
   monkeypatch.setattr(kernel_gpu, 'available', lambda: False)
-  assert row_attention('auto', 'gpu') is blocked.attend_rows
-  assert row_attention('kernel', 'gpu') is kernel_gpu.attend_rows  # and jax says what it lacks
+  assert row_attention('auto', 'gpu') == plain
+  # And jax says what it lacks.
+  assert row_attention('kernel', 'gpu') == ByRows(kernel_gpu.attend_rows)
 
 
 def gradient_of_rows(width: int, dtype: str, sharding=None):

@@ -6,6 +6,7 @@ them again, block by block, from what the softmax added up to. The scores of one
 is ever held.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -55,7 +56,7 @@ class Flat:
   """Attention within packed rows whose tokens lie end to end, S = sum of R * L over the layouts.
 
   Args:
-    attend: `attend_rows` of this file or another, its form given.
+    attend: `attend` of this file or another, its form given.
     layouts: one for each row length, int32 [G, R, L].
   """
 
@@ -64,18 +65,29 @@ class Flat:
 
   def __call__(self, q, k, v, window, index, memory):
     """q [G, S, H, head_dim], k and v [G, S, kv heads, head_dim] -> [G, S, H, head_dim]."""
+    return self.attend(q, k, v, self.layouts, window), memory
+
+
+@dataclasses.dataclass(frozen=True)
+class ByRows:
+  """`attend_rows` of this file or another, for rows of several lengths that lie end to end."""
+
+  attend_rows: Callable
+
+  def __call__(self, form: Form, q: Array, k: Array, v: Array, layouts: tuple[Layout, ...], window):
+    """As `spans.attend`."""
     outs, start = [], 0
-    for layout in self.layouts:
+    for layout in layouts:
       groups, rows, length = layout.positions.shape
       stop = start + rows * length
       parts = (
         x[:, start:stop].reshape(groups, rows, length, *x.shape[2:]).swapaxes(2, 3)
         for x in (q, k, v)
       )
-      out = self.attend(*parts, layout, window).swapaxes(2, 3)
+      out = self.attend_rows(form, *parts, layout, window).swapaxes(2, 3)
       outs.append(out.reshape(groups, rows * length, *q.shape[2:]))
       start = stop
-    return jnp.concatenate(outs, axis=1) if len(outs) > 1 else outs[0], memory
+    return jnp.concatenate(outs, axis=1) if len(outs) > 1 else outs[0]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -6,7 +6,6 @@ what the softmax added up to. What a tile does is in `kernel_tpu` and `kernel_gp
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxpref.models.blocked import Form, inner_product
-from jaxpref.models.placement import divided, mesh_size
+from jaxpref.models.placement import divided, spread
 from jaxpref.models.tiles import Visits, needed, visits
 from jaxpref.typing import Array, Layout
 
@@ -114,13 +113,13 @@ def attention(forward: Pass, to_queries: Pass, to_keys: Pass) -> Callable:
 
   def begin(form, q, k, v, layout, window):
     kernel = functools.partial(_run, (forward,), form)
-    out, log_sums = divided(kernel, (q, *_spread(q, k, v)), (layout, window), ranks=(5, 4))
+    out, log_sums = divided(kernel, (q, *spread(q, k, v)), (layout, window), ranks=(5, 4))
     return out, (q, k, v, layout, window, out, log_sums)
 
   def turn_back(form, kept, given):
     q, k, v, layout, window, out, log_sums = kept
     inner = inner_product(given, out)[..., 0]
-    (keys, values), pull = jax.vjp(lambda k, v: _spread(q, k, v), k, v)
+    (keys, values), pull = jax.vjp(lambda k, v: spread(q, k, v), k, v)
     kernel = functools.partial(_run, (to_queries, to_keys), form)
     operands = q, keys, values, given.astype(v.dtype), log_sums, inner
     to_q, to_k, to_v = divided(kernel, operands, (layout, window), ranks=(5, 5, 5))
@@ -128,16 +127,6 @@ def attention(forward: Pass, to_queries: Pass, to_keys: Pass) -> Callable:
 
   attend_rows.defvjp(begin, turn_back)
   return attend_rows
-
-
-def _spread(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-  """Keys and values with as many heads as the mesh needs to divide them."""
-  size = mesh_size('tensor')
-  heads, kv_heads = q.shape[2], k.shape[2]
-  times = size // math.gcd(size, kv_heads)
-  if times == 1 or heads % (kv_heads * times):
-    return k, v
-  return jnp.repeat(k, times, axis=2), jnp.repeat(v, times, axis=2)
 
 
 def _run(passes: tuple[Pass, ...], form: Form, *arguments) -> tuple[Array, ...]:

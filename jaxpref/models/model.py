@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxpref.models import blocked, context, kernel_gpu, kernel_tpu
+from jaxpref.models import blocked, context, kernel_gpu, kernel_tpu, spans
 from jaxpref.models.attention import (
   Branched,
   Branches,
@@ -35,7 +35,13 @@ from jaxpref.typing import Array, Layout, Params
 REMAT = ('full', 'dots', 'offload')
 
 ATTENTION = ('blocked', 'kernel')  # ways to attend within packed rows; both compute the same
-KERNELS: Mapping[str, Callable] = {'gpu': kernel_gpu.attend_rows, 'tpu': kernel_tpu.attend_rows}
+KERNELS: Mapping[str, Callable] = {
+  'gpu': blocked.ByRows(kernel_gpu.attend_rows),
+  'tpu': blocked.ByRows(kernel_tpu.attend_rows),
+}
+# In plain XLA: loops that turn as often as the data needs, or a program that is always the same.
+PLAIN: Mapping[str, Callable] = {'cpu': spans.attend}
+ELSEWHERE = blocked.ByRows(blocked.attend_rows)
 
 
 def default_dtype(platform: str = '') -> np.dtype:
@@ -44,11 +50,11 @@ def default_dtype(platform: str = '') -> np.dtype:
 
 
 def row_attention(name: str = 'auto', platform: str = '') -> Callable:
-  """How tokens attend within packed rows, with arguments as `blocked.attend_rows` has them.
+  """How tokens attend within packed rows, with arguments as `spans.attend` has them.
 
   Args:
-    name: 'blocked': in plain XLA, anywhere. 'kernel': in Pallas, on GPUs and TPUs. 'auto': the
-      kernel where there is one.
+    name: 'blocked': in plain XLA, anywhere, as suits the platform. 'kernel': in Pallas, on GPUs and
+      TPUs. 'auto': the kernel where there is one.
     platform: 'cpu', 'gpu' or 'tpu'; '': what is here.
   """
   platform = platform or jax.default_backend()
@@ -61,7 +67,8 @@ def row_attention(name: str = 'auto', platform: str = '') -> Callable:
     )
   if name == 'auto' and platform == 'gpu' and not kernel_gpu.available():
     name = 'blocked'
-  return blocked.attend_rows if name == 'blocked' else KERNELS.get(platform, blocked.attend_rows)
+  plain = PLAIN.get(platform, ELSEWHERE)
+  return plain if name == 'blocked' else KERNELS.get(platform, plain)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +113,10 @@ class Model:
     assert self.attention is not None
     if self.attention in KERNELS.values():
       return 'kernel'
-    return 'blocked' if self.attention is blocked.attend_rows else self.attention.__name__
+    if self.attention in (*PLAIN.values(), ELSEWHERE):
+      return 'blocked'
+    own = self.attention
+    return (own.attend_rows if isinstance(own, blocked.ByRows) else own).__name__
 
   def replace(self, **changes) -> 'Model':
     return dataclasses.replace(self, **changes)

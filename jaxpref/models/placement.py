@@ -114,6 +114,16 @@ def divided(
   )(*operands, *rest)
 
 
+def spread(q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+  """Keys and values, heads on axis 2, with as many of them as the mesh needs to divide them."""
+  size = mesh_size('tensor')
+  heads, kv_heads = q.shape[2], k.shape[2]
+  times = size // math.gcd(size, kv_heads)
+  if times == 1 or heads % (kv_heads * times):
+    return k, v
+  return jnp.repeat(k, times, axis=2), jnp.repeat(v, times, axis=2)
+
+
 def held(params: Params, prefix: str = '') -> Params:
   """Holds parameters, and with them their gradients, to their own pieces under `jax.set_mesh`.
 
