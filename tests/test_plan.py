@@ -332,6 +332,10 @@ def test_a_search_says_why_what_does_not_fit_does_not(monkeypatch):
     (['--topology=gpu:v5e:8'], 'expected a TPU slice'),
     (['--topology=v5e:2x2', '--lengths=0,5,5'], 'the tokens of a prompt and of its completions'),
     (['--topology=v5e:2x2', '--config.objective=ppo_clip()'], 'say in config.rewards what'),
+    (
+      ['--topology=v5e:2x2', '--config.rewards=length()', '--config.rollout.samples=0'],
+      'rollout.samples must be a number at least 1, got 0',
+    ),
     (['--topology=v5e:2x2', '--lengths=512'], 'the tokens of a prompt and of its completions'),
     (['--topology=v5e:2x2', '--config.mesh.tensor=3'], '3 must divide 4 devices'),
     (['--topology=v5e:8x8', '--config.batch.size=3'], 'must be a positive multiple'),

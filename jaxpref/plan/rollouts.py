@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jaxpref import online, program, rewards, roles, sharding
+from jaxpref.limits import check_numbers
 from jaxpref.log_probs import ActorCritic, policy_of
 from jaxpref.models import Model
 from jaxpref.objectives import Objective
@@ -35,6 +36,7 @@ def source(
   mesh: Any,
 ) -> Online:
   """The run's source of samples; its prompts, all alike, have `prompt` tokens."""
+  check_numbers(config)
   count = config.rollout.prompts
   ones, texts = np.ones(prompt, np.int32), [''] * count
   prompts = Prompts([ones] * count, texts, [{} for _ in texts], texts)
