@@ -13,17 +13,17 @@ Departures from the GRPO paper: no KL penalty; three passes over a rollout, in f
 Measured with the defaults on the held-out sums (some 810), with 95 % intervals:
 
   seed  greedy                                     sampled at temperature 1
-  0     15.2 [12.7, 17.7] -> 91.1 [89.1, 93.1] %   9.2 [7.2, 11.1] -> 88.5 [86.3, 90.7] %
-  1     18.0 [15.4, 20.6] -> 99.8 [99.4, 100.1] %  8.9 [6.9, 10.8] -> 98.5 [97.7, 99.4] %
+  0     16.6 [14.0, 19.2] -> 92.9 [91.2, 94.7] %   11.5 [9.3, 13.7] -> 87.0 [84.7, 89.3] %
+  1     29.0 [25.9, 32.1] -> 99.9 [99.6, 100.1] %  12.1 [9.8, 14.3] -> 99.1 [98.5, 99.8] %
 
-They took 377 and 346 s of CPU time; on the clock 15 and 10 minutes, on 2 cores at a load of 10 to
-14. The order of SFT's batches has changed since. Rates, batches and passes were chosen by seed 0's
-held-out results in eleven trials, so its line is flattered, and for the end of SFT and the steps a
-run of seed 1 was seen (30.3 -> 99.5 % greedy from a fifth of the sums). From the same SFT of 230
-steps, 17 % right greedily: 64 sums x 16 answers learnt from once came to 53 % after 205,000
-answers; 256 x 8, eight steps on each rollout and b2 = 0.95 to 60 % after 123,000; 512 x 4, sixteen
-steps at half the rate and b2 = 0.99 to 69 % after 102,000; a rate of 3e-3 with one step a rollout
-lost what SFT had taught. 1500 steps took seed 0 from 25 to 91 % greedy, 84 % sampled.
+They took 456 and 407 s of CPU time; on the clock 6.9 minutes at a load of 4, and 11.4 at one of 8,
+on 2 cores. Rates, batches and passes were chosen by seed 0's held-out results in eleven trials, so
+its line is flattered, and for the end of SFT and the steps a run of seed 1 was seen (30.3 -> 99.5 %
+greedy from a fifth of the sums). From the same SFT of 230 steps, 17 % right greedily: 64 sums x 16
+answers learnt from once came to 53 % after 205,000 answers; 256 x 8, eight steps on each rollout
+and b2 = 0.95 to 60 % after 123,000; 512 x 4, sixteen steps at half the rate and b2 = 0.99 to 69 %
+after 102,000; a rate of 3e-3 with one step a rollout lost what SFT had taught. 1500 steps took seed
+0 from 25 to 91 % greedy, 84 % sampled.
 
 SFT's end is a share of right answers as seeds differ in when they begin to add: after 290 steps,
 seed 0 had 30 % of the held-out sums right greedily, seed 1 had 58 % of training sums right sampled.
