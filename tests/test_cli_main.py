@@ -120,6 +120,7 @@ def test_a_workdir_of_another_config_is_refused_by_key(tmp_path, capsys):
   earlier['batch']['size'] = 99
   earlier['log']['every'] = 7  # may differ
   (tmp_path / 'config.json').write_text(json.dumps(earlier))
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1}\n')
   said = fails(capsys, 'train', *arguments)
   assert 'batch.size: 99 there, 16 now' in said
   assert 'log.every' not in said

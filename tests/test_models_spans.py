@@ -58,7 +58,10 @@ def test_values_and_gradients_are_those_of_dense_attention(lengths, longest, win
   jax.tree.map(close, ours, theirs)
 
 
-@pytest.mark.parametrize('sizes', [{'fsdp': 4, 'tensor': 2}, {'data': 2, 'tensor': 4}])
+@pytest.mark.parametrize(
+  'sizes',
+  [{'fsdp': 4, 'tensor': 2}, pytest.param({'data': 2, 'tensor': 4}, marks=pytest.mark.slow)],
+)
 def test_on_a_mesh_no_device_needs_anothers(sizes):
   """Groups and heads stay; two key heads over four devices are repeated, their gradients added."""
   arrays, layouts = packed((130,), groups=4)
@@ -94,6 +97,18 @@ def test_padding_gets_nothing_and_gives_nothing():
   np.testing.assert_array_equal(np.where(padding, out, 0), 0)
   for cotangent in pull(given * padding):
     np.testing.assert_array_equal(cotangent, 0)
+
+
+def test_an_example_of_nan_breaks_no_other():
+  (q, k, v, _), layouts = packed((70, 200))
+  examples = jnp.concatenate([x.examples.reshape(2, -1) for x in layouts], axis=1)
+  row = jnp.arange(270)[None] >= 70
+  broken = ((examples == examples[:, 100:101]) & row & (examples > 0))[..., None, None]
+  assert bool(broken.any(1).all())
+  one = jax.jit(lambda q, k, v: attend(Form(8.0), q, k, v, layouts, None))
+  found = one(*(jnp.where(broken, jnp.nan, x) for x in (q, k, v)))
+  np.testing.assert_array_equal(np.isnan(found), np.broadcast_to(broken, found.shape))
+  np.testing.assert_array_equal(np.where(broken, 0, found), np.where(broken, 0, one(q, k, v)))
 
 
 def test_a_block_turns_in_the_narrowest_loop_that_holds_what_it_needs(monkeypatch):

@@ -65,9 +65,7 @@ def scored(estimator, params, prompts, picks):
   scores = jnp.asarray(WORLD.rewards)[at]
   valid = jnp.ones(scores.shape, bool)
   found = estimator(
-    estimators.Inputs(
-      scores, scores[..., None], jnp.ones(1), valid, mask, kl, jnp.float32(BETA), said['values']
-    )
+    estimators.Inputs(scores, scores[..., None], jnp.ones(1), valid, mask, kl, BETA, said['values'])
   )
   old = {'old_logps': said['logps'], 'old_values': said['values'], 'mask': mask}
   return {'prompts': prompts, 'picks': picks, **old, **found}
@@ -100,6 +98,12 @@ def learnt(objective, estimator, samples):
         batch = jax.tree.map(lambda x: x[rows], rollout)  # noqa: B023
         params, state = step(params, state, batch, objective)
   return WORLD.log_probs(params['policy'])
+
+
+@pytest.fixture(autouse=True)
+def exact():
+  with jax.enable_x64(True):
+    yield
 
 
 OTHERS = [

@@ -59,7 +59,11 @@ def attend(
 
 def _forward(form, q, k, v, layouts, window):
   call = functools.partial(_forward_blocks, form)
-  out, log_sums = divided(call, (q, *spread(q, k, v)), (layouts, window), ranks=(4, 4))
+  keys, values = spread(q, k, v)
+  # Strangers' values weigh 0, which does not help against NaN. Who sees a key that is no number has
+  # scores that are none, so its value need not be: a broken example breaks no other.
+  values = jnp.where(jnp.isfinite(keys.sum(-1, keepdims=True)), values, 0)
+  out, log_sums = divided(call, (q, keys, values), (layouts, window), ranks=(4, 4))
   return out, (q, k, v, layouts, window, out, log_sums)
 
 
