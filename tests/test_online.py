@@ -75,10 +75,11 @@ def test_a_reward_that_is_easily_had_is_learnt(tmp_path, data):
   'changes',
   [
     {'objective': 'ppo_clip() + 0.1*value_loss()', 'rollout.advantages': 'gae()'},
-    pytest.param({'rollout.ahead': 1, 'rollout.epochs': 1}, marks=pytest.mark.slow),
-    pytest.param({'rollout.tries': 2, 'rollout.target_kl': 1e-4}, marks=pytest.mark.slow),
+    {'rollout.ahead': 1, 'rollout.epochs': 1},
+    {'rollout.tries': 2, 'rollout.target_kl': 1e-4},
   ],
 )
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_middle_of_a_rollout(tmp_path, data, changes, monkeypatch):
   """Seven steps are three, which end inside the passes over a rollout, and four."""
   base = {'rollout.epochs': 2, 'rollout.minibatches': 2}

@@ -97,6 +97,7 @@ def test_a_rule_is_learnt_and_measured(trained):
   assert 'eval/entropy' not in found.metrics
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_run_in_one(trained, base, source, tmp_path):
   _, whole = trained
   run.train(settings(base, source, steps=STEPS // 2), tmp_path / 'w', console=QUIET)

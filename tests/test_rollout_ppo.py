@@ -251,7 +251,7 @@ def steps_of(model, made, carry, mesh=None, count=1, objective=OBJECTIVE):
   ('model', 'cut'),
   [
     pytest.param(APART, 'microbatches', id='apart, microbatches'),
-    pytest.param(APART, 'devices', id='apart, devices'),
+    pytest.param(APART, 'devices', id='apart, devices', marks=pytest.mark.slow),
     pytest.param(SHARED, 'microbatches', id='shared, microbatches'),
     pytest.param(SHARED, 'devices', id='shared, devices', marks=pytest.mark.slow),
   ],

@@ -76,6 +76,7 @@ def test_schedules_and_scalars():
     assert scalars['clip'] == np.inf
 
 
+@pytest.mark.slow
 def test_live_reference_equals_the_table(tmp_path):
   table = run.train(tiny(), tmp_path / 'table', console=QUIET)
   live = run.train(tiny(reference='live'), tmp_path / 'live', console=QUIET)

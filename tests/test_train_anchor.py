@@ -192,7 +192,9 @@ def tiny_run(workdir, **changes):
   return c
 
 
-@pytest.mark.parametrize('every', [0, 3], ids=['still', 'following'])
+@pytest.mark.parametrize(
+  'every', [pytest.param(0, id='still', marks=pytest.mark.slow), pytest.param(3, id='following')]
+)
 def test_a_run_resumes_bit_for_bit(tmp_path, every):
   config = tiny_run(tmp_path / 'w', **{'reference_sync.every': every, 'reference_sync.mixup': 0.5})
   whole = run.train(config, tmp_path / 'w', console=QUIET)

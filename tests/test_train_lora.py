@@ -65,12 +65,10 @@ KINDS = {
     'rollout.max_new_tokens': 4, 'rollout.show': 0, 'rollout.minibatches': 2,
   },
 }  # fmt: skip
-SLOW = ('live', 'reward', 'grpo', 'ppo')
 
 
-@pytest.mark.parametrize(
-  'kind', [pytest.param(k, marks=[pytest.mark.slow] * (k in SLOW)) for k in KINDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', KINDS)
 def test_a_run_resumes_bit_for_bit_and_saves_little(kind, pairs, tmp_path):
   c = settings(pairs, **KINDS[kind])
   whole = run.train(c, tmp_path / 'whole', console=QUIET)
