@@ -53,7 +53,7 @@ def prepare(
   groups = sharding.groups(mesh)
   rounds = rounds_of(config, groups)
   check_rewards(c, estimator)
-  check_by_prompt(config, terms)
+  check_by_prompt(config, terms, estimator)
   critics.check_values(c, objective, estimator)
   train_prompts, eval_prompts = load_both(config, tokenizer)
   steps = config.steps or max(1, round(config.epochs * len(train_prompts) / c.prompts)) * (
@@ -287,23 +287,22 @@ def check_rewards(c: ConfigDict, estimator: Any) -> None:
     )
 
 
-def check_by_prompt(config: ConfigDict, terms: Sequence[rewards.Term]) -> None:
+def check_by_prompt(config: ConfigDict, terms: Sequence[rewards.Term], estimator: Any) -> None:
   """Raises ValueError for rewards that compare samples of a prompt where there is one."""
   counts = {'rollout.samples': config.rollout.samples}
   if config.data.eval or config.data.eval_fraction:
     counts['eval.samples'] = config.eval.samples
-  estimator = estimators.parse(config.rollout.advantages)
+  single = [f'{key}={count}' for key, count in counts.items() if count < 2]
   for term in terms:
-    if term.traits.by_prompt and getattr(estimator, 'greedy', False):
+    if not term.traits.by_prompt:
+      continue
+    if getattr(estimator, 'greedy', False):
       raise ValueError(
         f'{term} compares the samples of a prompt, and rollout.advantages='
         f'{config.rollout.advantages} scores one greedy completion alone: take leave_one_out()'
       )
-    for key, count in counts.items():
-      if term.traits.by_prompt and count < 2:
-        raise ValueError(
-          f'{term} compares the samples of a prompt, and {key}={count}: take at least 2'
-        )
+    if single:
+      raise ValueError(f'{term} compares the samples of a prompt, and {single[0]}: take at least 2')
 
 
 def memory(

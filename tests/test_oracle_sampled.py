@@ -106,15 +106,12 @@ def exact():
     yield
 
 
-OTHERS = [
-  pytest.param(*row, marks=pytest.mark.slow, id=name)
-  for name, row in METHODS.items()
-  if name != 'PPO'
-]
-
-
 @pytest.mark.parametrize(
-  ('objective', 'advantages', 'samples'), [pytest.param(*METHODS['PPO'], id='PPO'), *OTHERS]
+  ('objective', 'advantages', 'samples'),
+  [
+    pytest.param(*row, id=name, marks=[pytest.mark.slow] * (name != 'PPO'))
+    for name, row in METHODS.items()
+  ],
 )
 def test_samples_lead_within_two_percent_of_the_optimum(objective, advantages, samples):
   found = learnt(objective, estimators.parse(advantages), samples)

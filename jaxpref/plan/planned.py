@@ -240,7 +240,7 @@ def make(
     except jax.errors.JaxRuntimeError as error:
       return refused(plan, error)
     seconds = time.monotonic() - began
-  text = compiled.as_text()
+  text, needed = compiled.as_text(), compiled.memory_analysis()
   keep(text)
   slice_size = mesh.size // slices if slices > 1 else 0
   price_of = attention_price(actor.config, work(host_batch).context)
@@ -248,8 +248,8 @@ def make(
   plan = dataclasses.replace(
     plan,
     source='compiled',
-    memory=memory | compiled_memory(compiled.memory_analysis(), given_bytes),
-    donated=compiled.memory_analysis().alias_size_in_bytes,
+    memory=memory | compiled_memory(needed, given_bytes),
+    donated=needed.alias_size_in_bytes,
     flops=found.flops,
     traffic=found.hbm,
     messages=found.by_kind(),

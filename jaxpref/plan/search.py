@@ -6,7 +6,7 @@ compiled program says.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -114,9 +114,10 @@ def candidates(
   """Keys of the config and their values."""
   prompt, new = 0, sum(lengths)
   size, most = config.batch.size, config.batch.size
-  if rollout := config.rollout if config.rewards else None:
-    prompt, new = lengths[0], rollout.max_new_tokens
-    size, most = rollout.prompts // rollout.minibatches, rollout.prompts * rollout.samples
+  if config.rewards:
+    c = config.rollout
+    prompt, new = lengths[0], c.max_new_tokens
+    size, most = c.prompts // c.minibatches, c.prompts * c.samples
   settings = itertools.product(DATA, CONTEXT, TENSOR, REMAT, MICROBATCHES, ROWS)
   for data, context, tensor, remat, micro, rows in settings:
     apart = data * context * tensor
@@ -156,7 +157,11 @@ def lines(found: Found, most: int = 10) -> Iterator[str]:
     yield _row('at least', 'MFU at most', 'GiB a chip', 'how', COLUMNS)
   for values, plan in found.ranked[:most]:
     yield _row(
-      f'{plan.seconds:.3f} s', f'{plan.mfu:.1%}', f'{plan.total / GIB:.2f}', plan.source, values
+      f'{plan.seconds:.3f} s',
+      f'{plan.mfu:.1%}',
+      f'{plan.total / GIB:.2f}',
+      plan.source,
+      _cells(values),
     )
   if len(found.ranked) > most:
     yield f'and {len(found.ranked) - most} more'
@@ -165,7 +170,7 @@ def lines(found: Found, most: int = 10) -> Iterator[str]:
     yield _row('too large', '', 'GiB a chip', 'how', COLUMNS)
   for values, plan in found.large[: most // 2]:
     most_of, size = max(plan.memory.items(), key=lambda part: part[1])
-    row = _row('', '', f'{plan.total / GIB:.2f}', plan.source, values)
+    row = _row('', '', f'{plan.total / GIB:.2f}', plan.source, _cells(values))
     yield f'{row}   of {plan.capacity / GIB:.2f}; {most_of} {size / GIB:.2f}'
   if found.ranked and found.ranked[0][1].source == 'compiled':
     yield ''
@@ -174,14 +179,14 @@ def lines(found: Found, most: int = 10) -> Iterator[str]:
     yield f'nothing fits; the smallest is {report.advice(found.large[0][1])}'
 
 
-def _row(time: str, mfu: str, size: str, how: str, values: Mapping[str, Any]) -> str:
-  """A line of the table; `values` by key, or the columns themselves for its head."""
-  cells = []
-  for name, keys in COLUMNS.items():
-    said = [str(_first(values[key]) or 'none') for key in keys] if values is not COLUMNS else [name]
-    cells.append(f'{" x ".join(said):>{max(len(name), 7)}}')
-  return f'{time:>9}  {mfu:>11}  {size:>10}  {how:<9}  {"  ".join(cells)}'
+def _cells(values: Mapping[str, Any]) -> list[str]:
+  """What a setting has in each of `COLUMNS`."""
+  first = lambda value: value[0] if isinstance(value, tuple) else value  # noqa: E731
+  return [
+    ' x '.join(str(first(values[key]) or 'none') for key in keys) for keys in COLUMNS.values()
+  ]
 
 
-def _first(value: Any) -> Any:
-  return value[0] if isinstance(value, tuple) else value
+def _row(time: str, mfu: str, size: str, how: str, cells: Iterable[str]) -> str:
+  columns = (f'{cell:>{max(len(name), 7)}}' for name, cell in zip(COLUMNS, cells, strict=True))
+  return f'{time:>9}  {mfu:>11}  {size:>10}  {how:<9}  {"  ".join(columns)}'
