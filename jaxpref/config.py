@@ -20,7 +20,7 @@ def default() -> ml_collections.ConfigDict:
   c.dtype = 'auto'  # of computation: float32 on CPU, bfloat16 on accelerators; masters are float32
   c.temperature = 1.0  # the policy is softmax(logits / temperature) in training and in sampling;
   # `rollout.temperature` and `eval.temperature` come on top. Exported weights know nothing of it
-  c.remat = ''  # '': keep activations; 'dots', 'full' or 'offload': see Model.remat
+  c.remat = ''  # '': no product twice; 'dots', 'full' or 'offload': see Model.remat
   c.keep_logits = False  # for the head's gradient, not computed again: V * 4 bytes a scored token
   c.attention = 'auto'  # within rows: 'kernel' (Pallas: GPU, TPU) or 'blocked'; 'auto': by platform
   c.reference = 'table'  # log-probs of the reference: a 'table' on disk, or 'live' (a frozen copy);

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from jaxpref.models.blocked import Form, block, block_gradient, inner_product, sees
+from jaxpref.models.blocked import Form, block, block_gradient, inner_product, named, sees
 from jaxpref.models.placement import group_axes, grouped
 from jaxpref.typing import Array, Layout
 
@@ -177,7 +177,7 @@ def attend_divided(
 
 def _forward(form, q, k, v, layout, window):
   call = _manual(functools.partial(_forward_part, form), 3, 2)
-  out, log_sums = call(q, k, v, layout, window)
+  out, log_sums = named(*call(q, k, v, layout, window))
   return out, (q, k, v, layout, window, out, log_sums)
 
 
@@ -206,6 +206,7 @@ def _backward_part(form, q, k, v, out, log_sums, given, layout, window):
   def one(sums, seen, *own):
     of_q, *more = block_gradient(form, *own, *(_until(x, seen) for x in (keys, values)), seen)
     stop = seen.shape[-1]
+    more = (y.swapaxes(-1, -2) for y in more)
     return [x.at[..., :stop, :].add(y) for x, y in zip(sums, more, strict=True)], (of_q,)
 
   sums = [jnp.zeros(x.shape, jnp.float32) for x in (keys, values)]

@@ -10,8 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from jaxpref.models.layers import Linear, ragged_linear
+from jaxpref.models.layers import PROJECTION, Linear, ragged_linear
 from jaxpref.typing import Array
 
 
@@ -80,7 +81,8 @@ class Mixture(nnx.Module):
   def __call__(self, x: Array, real: Array) -> tuple[Array, Routing]:
     """x [G, S, D] -> the same, and the routing of the tokens that are `real`, bool [G, S]."""
     # Near ties must not be decided by bfloat16's rounding.
-    probs = jax.nn.softmax(self.router(x, jnp.float32), axis=-1)
+    scores = checkpoint_name(self.router(x, jnp.float32), PROJECTION)
+    probs = jax.nn.softmax(scores, axis=-1)
     # By sorting: jax.lax.top_k would gather the tokens of all devices.
     chosen = jnp.argsort(-probs, axis=-1, stable=True)[..., : self.picked]  # [G, S, k]
     weights = jnp.take_along_axis(probs, chosen, axis=-1)

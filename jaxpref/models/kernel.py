@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxpref.models.blocked import Form, inner_product
+from jaxpref.models.blocked import Form, inner_product, named
 from jaxpref.models.placement import divided, spread
 from jaxpref.models.tiles import Visits, needed, visits
 from jaxpref.typing import Array, Layout
@@ -113,7 +113,8 @@ def attention(forward: Pass, to_queries: Pass, to_keys: Pass) -> Callable:
 
   def begin(form, q, k, v, layout, window):
     kernel = functools.partial(_run, (forward,), form)
-    out, log_sums = divided(kernel, (q, *spread(q, k, v)), (layout, window), ranks=(5, 4))
+    found = divided(kernel, (q, *spread(q, k, v)), (layout, window), ranks=(5, 4))
+    out, log_sums = named(*found)
     return out, (q, k, v, layout, window, out, log_sums)
 
   def turn_back(form, kept, given):

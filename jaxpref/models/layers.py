@@ -17,7 +17,7 @@ PROJECTION = 'projection'  # what a checkpoint's policy may know its output as
 def linear(x: Array, w: Array | LoraWeight, dtype=None) -> Array:
   """x [..., I] times w [I, O] -> [..., O], computed in x's dtype, returned in `dtype` or x's."""
   if isinstance(w, LoraWeight):
-    low = _times(x, w.lora_a)
+    low = checkpoint_name(_times(x, w.lora_a), PROJECTION)
     y = _times(x, w.base, dtype) + _times(low, w.scale * w.lora_b, dtype)
   else:
     y = _times(x, w, dtype)
@@ -33,10 +33,11 @@ def _times(x: Array, w: Array, dtype=None) -> Array:
 
 @jax.custom_vjp
 def _product(x: Array, w: Array) -> Array:
-  """x times w, whose gradient is written so that x is what is transposed for it.
+  """x times w, whose gradient is written so that x is what is transposed for it, unless it is wide.
 
   By itself jax would transpose the cotangent, which XLA on a CPU fuses with all that made it: an
-  eighth of a training step. Projections of one x share its transpose.
+  eighth of a training step. Projections of one x share its transpose. An x that is much wider than
+  its product is an MLP's, whose activation would be computed transposed, one number at a time.
   """
   return jnp.einsum('...i,io->...o', x, w)
 
@@ -47,7 +48,11 @@ def _product_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
 
 def _product_backward(kept: tuple[Array, Array], y: Array) -> tuple[Array, Array]:
   x, w = kept
-  return jnp.einsum('...o,io->...i', y, w), jnp.einsum('...i,...o->io', x, y)
+  if x.shape[-1] > 2 * y.shape[-1]:
+    to_w = jnp.einsum('...o,...i->oi', y, x).T
+  else:
+    to_w = jnp.einsum('...i,...o->io', x, y)
+  return jnp.einsum('...o,io->...i', y, w), to_w
 
 
 _product.defvjp(_product_forward, _product_backward)
@@ -58,7 +63,7 @@ def ragged_linear(x: Array, w: Array | LoraWeight, sizes: Array) -> Array:
   if isinstance(w, LoraWeight):
     low = ragged_linear(x, w.lora_a, sizes)
     return ragged_linear(x, w.base, sizes) + ragged_linear(low, w.scale * w.lora_b, sizes)
-  return jax.lax.ragged_dot(x, w.astype(x.dtype), sizes)
+  return checkpoint_name(jax.lax.ragged_dot(x, w.astype(x.dtype), sizes), PROJECTION)
 
 
 class Linear(nnx.Module):
@@ -116,5 +121,9 @@ def cap(x: Array, limit: float | None) -> Array:
 
 
 def _along(vector: Array, x: Array) -> Array:
-  """A vector [D] in x's dtype, shaped to broadcast over x [..., D]."""
-  return vector.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+  """A vector [D] in x's dtype, repeated along x [..., D].
+
+  All axes but the last are new to it, so its gradient sums over all of them at once: over one that
+  stands between two others XLA on a CPU takes fifty times as long.
+  """
+  return jax.lax.broadcast_in_dim(vector.astype(x.dtype), x.shape, (x.ndim - 1,))

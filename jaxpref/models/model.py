@@ -79,9 +79,10 @@ class Model:
     config: the decoder.
     dtype: of the computation; parameters of any float dtype are cast where they are used. Norms,
       rotations and the softmax are float32 always. None: `default_dtype()`.
-    remat: what a layer keeps for its gradient. None keeps all; 'full' keeps its input and computes
-      the rest again; 'offload' does too, and moves that input to the host's memory meanwhile;
-      'dots' keeps the outputs of its projections, so that little but attention is done twice.
+    remat: what a layer keeps for its gradient. None: its input and the outputs of projections and
+      attention, so that no product is computed twice, only norms, rotations and gates are; 'dots'
+      computes attention again, too; 'full' keeps the input and computes all of the rest again;
+      'offload' does so, and moves that input to the host's memory meanwhile.
     attention: how tokens attend within rows: what `row_attention` gives, or the like of it.
       None: `row_attention()`. Sampling, which reads a cache, attends in its own way, and so do
       rows that are divided over devices (see `context`).
@@ -280,10 +281,9 @@ def _attend(config: Config, how: Callable = attend) -> Callable:
 
 
 def _checkpoint(remat: str | None) -> Callable:
-  if remat is None:
-    return lambda layer: layer
   policies = jax.checkpoint_policies
   policy = {
+    None: policies.save_only_these_names(PROJECTION, blocked.ATTENDED),
     'full': None,
     'dots': policies.save_only_these_names(PROJECTION),
     'offload': policies.save_and_offload_only_these_names(

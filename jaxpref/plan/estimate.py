@@ -83,7 +83,8 @@ def temporaries(
   mlp = c.mlp_width * max(1, c.experts_per_token)
   outputs = (inner + 2 * keys + (1 + c.gated) * mlp) / tensor + 2 * c.width
   everything = 2 * outputs + 4 * c.width
-  kept = {None: everything, 'dots': outputs + c.width, 'full': c.width, 'offload': 0}[model.remat]
+  dots = outputs + c.width
+  kept = {None: dots + inner / tensor, 'dots': dots, 'full': c.width, 'offload': 0}[model.remat]
   return {
     'gradients': 4 * trained / shards * (2 if given.microbatches > 1 else 1),
     'activations': tokens * width * kept * c.num_layers,
