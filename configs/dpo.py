@@ -41,7 +41,6 @@ def get_config(arg: str = ''):
     c.batch.size = 128
     c.batch.row_lengths = (512, 1024, 2048)
     c.data.max_length = 2048
-    c.remat = 'dots'
   elif arg:
     raise ValueError(f"configs/dpo.py knows the arguments '', 'tiny' and '8b', not {arg!r}")
   return c

@@ -27,19 +27,18 @@ ROWS = {'batch.row_lengths': (1536,)}
 SIMPO = 'simpo(beta=2.0, gamma=1.0)'
 DPO = 'dpo(beta=0.1)'
 B8, B70, SMALL = 'llama3.1-8b', 'llama3.1-70b', 'qwen3-0.6b'
-DOTS: Mapping[str, Any] = {'remat': 'dots', 'batch.size': 64}
-KEPT: Mapping[str, Any] = {'remat': '', 'batch.size': 64}
-SMALL_STEPS: Mapping[str, Any] = {'remat': '', 'batch.size': 16, 'batch.microbatches': 4}
+STEPS: Mapping[str, Any] = {'batch.size': 64}
+SMALL_STEPS: Mapping[str, Any] = {'batch.size': 16, 'batch.microbatches': 4, 'keep_logits': True}
 LORA: Mapping[str, Any] = {'lora.rank': 16, 'lora.alpha': 32.0}
 PODS = {
-  'llama3.1-8b-dpo': Pod('v5e:8x8', B8, DPO, 5e-7, DOTS),
-  'llama3.1-8b-simpo': Pod('v5e:8x8', B8, SIMPO, 1e-6, DOTS),
-  'llama3.1-8b-dpo-v5p': Pod('v5p:4x4x4', B8, DPO, 5e-7, KEPT),
-  'llama3.1-8b-simpo-v5p': Pod('v5p:4x4x4', B8, SIMPO, 1e-6, KEPT),
-  'llama3.1-8b-dpo-lora': Pod('v5e:8x8', B8, DPO, 1e-5, {**DOTS, **LORA}),
-  'llama3.1-8b-dpo-lora-v5p': Pod('v5p:4x4x4', B8, DPO, 1e-5, {**KEPT, **LORA}),
+  'llama3.1-8b-dpo': Pod('v5e:8x8', B8, DPO, 5e-7, STEPS),
+  'llama3.1-8b-simpo': Pod('v5e:8x8', B8, SIMPO, 1e-6, STEPS),
+  'llama3.1-8b-dpo-v5p': Pod('v5p:4x4x4', B8, DPO, 5e-7, STEPS),
+  'llama3.1-8b-simpo-v5p': Pod('v5p:4x4x4', B8, SIMPO, 1e-6, STEPS),
+  'llama3.1-8b-dpo-lora': Pod('v5e:8x8', B8, DPO, 1e-5, {**STEPS, **LORA}),
+  'llama3.1-8b-dpo-lora-v5p': Pod('v5p:4x4x4', B8, DPO, 1e-5, {**STEPS, **LORA}),
   'qwen3-0.6b-dpo': Pod('v5e:2x2', SMALL, DPO, 1e-6, SMALL_STEPS),
-  'llama3.1-70b-dpo': Pod('v5p:8x8x8', B70, DPO, 5e-7, {**DOTS, 'batch.size': 512}),
+  'llama3.1-70b-dpo': Pod('v5p:8x8x8', B70, DPO, 5e-7, {'batch.size': 512}),
 }
 
 

@@ -200,11 +200,16 @@ KERNELS = """\
 """  # noqa: E501
 CALL = 'custom_call_target="tpu_custom_call", metadata={op_name="jit(step)'
 SAYS = 'backend_config={"custom_call_config":{"cost_estimate":{"flops":"7"}}}'
+LINES = """backend_config={"custom_call_config": {"cost_estimate": {
+"bytes_accessed":9,
+"flops":7
+}, "needs_layout_passes": true}}"""  # as libtpu writes it within fusions
 
 
-def test_a_kernel_costs_what_the_batch_asks_of_it_and_another_what_it_says():
+@pytest.mark.parametrize('said', [SAYS, LINES])
+def test_a_kernel_costs_what_the_batch_asks_of_it_and_another_what_it_says(said):
   """2, 3 and 4 products of 2 * 4 * 2 * 64 queries with 10 keys each, in heads of 16."""
-  text = textwrap.dedent(KERNELS).replace('CALL', CALL).replace('SAYS', SAYS)
+  text = textwrap.dedent(KERNELS).replace('CALL', CALL).replace('SAYS', said)
   assert costs.count(text).flops == 4 * 7
   price = attention_price(preset('tiny', num_heads=8, num_kv_heads=4), 10.0)
   found = costs.count(text, price=price)

@@ -149,7 +149,7 @@ def _window(text: str, name: str, axis: int, default: str) -> str:
 
 
 def _estimate(one: Instruction) -> float | None:
-  said = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', one.rest)
+  said = re.search(r'"cost_estimate": ?\{[^}]*"flops": ?"?(\d+)', one.rest)
   return float(said[1]) if said else None
 
 

@@ -19,6 +19,7 @@ HBM, FAST, HOST = 0, 1, 5  # memory spaces, as TPU layouts name them: S(1) is on
 
 _ARRAY = re.compile(r'([a-z]\w*)\[([^\]]*)\](\{[^}]*\})?')
 _HEAD = re.compile(r'(ENTRY )?%?([\w.\-]+) ?(\(.*)?\{$')
+_END = re.compile(r'\}(, execution_thread=.*)?$')
 _INSTRUCTION = re.compile(r'\s+(ROOT )?%?([\w.\-]+) = ')
 _OPCODE = re.compile(r'\s*([\w\-]+)\(')
 _NAME = re.compile(r'([\w.\-]+)$')
@@ -113,20 +114,23 @@ def read(text: str) -> Program:
   Raises:
     ValueError: a line of a computation that cannot be read, or no entry computation.
   """
-  computations, entry, name, root = {}, '', '', ''
-  lines: dict[str, Instruction] = {}
+  computations, entry, name, root, last = {}, '', '', '', ''
+  texts: dict[str, str] = {}
   for line in text.splitlines():
     if not name:
       if (head := _HEAD.match(line)) and not line.startswith('HloModule'):
-        name, lines, root = head[2], {}, ''
+        name, texts, root, last = head[2], {}, '', ''
         entry = name if head[1] else entry
-    elif line.startswith('}'):
-      computations[name] = Computation(name, lines, root)
+    elif _END.match(line):
+      found = {one: _instruction(one, said) for one, said in texts.items()}
+      computations[name] = Computation(name, found, root)
       name = ''
     elif start := _INSTRUCTION.match(line):
-      one = _instruction(start[2], line[start.end() :])
-      lines[one.name] = one
-      root = one.name if start[1] else root
+      last = start[2]
+      texts[last] = line[start.end() :]
+      root = last if start[1] else root
+    elif last:  # what a kernel says of itself goes over several lines
+      texts[last] += line
   if not entry:
     raise ValueError('no ENTRY computation: expected the text of a compiled program')
   return Program(computations, entry)
