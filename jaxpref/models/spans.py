@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxpref.models.blocked import Form, block, block_gradient, named, sees
+from jaxpref.models.blocked import Form, block, block_gradient, inner_product, named, sees
 from jaxpref.models.placement import divided, spread
 from jaxpref.models.tiles import needed
 from jaxpref.typing import Array, Layout
@@ -71,10 +71,7 @@ def _backward(form, kept, given):
   q, k, v, layouts, window, out, log_sums = kept
   (keys, values), pull = jax.vjp(lambda k, v: spread(q, k, v), k, v)
   call = functools.partial(_backward_blocks, form)
-  # As a product: a plain sum over the channels takes XLA on a CPU seven times as long here.
-  wide = (x.astype(jnp.float32) for x in (given, out))
-  inner = jnp.einsum('...d,...d->...', *wide, precision='highest')[..., None]
-  operands = q, keys, values, log_sums, inner, given
+  operands = q, keys, values, log_sums, inner_product(given, out), given
   to_q, to_k, to_v = divided(call, operands, (layouts, window), ranks=(4, 4, 4))
   return to_q, *pull((to_k, to_v)), None, None
 
